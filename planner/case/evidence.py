@@ -1,0 +1,70 @@
+"""What supports a policy: figures with their bounds, n and protocol."""
+
+from planner.case.noun import Noun, Scalar
+
+
+class Quantity(Noun):
+    """A measured value with its one-sided upper confidence bound and unit."""
+
+    value: float
+    upper: float | None = None
+    unit: str
+
+
+class Latency(Noun):
+    """Seconds of a whole call, as a ratio to the untouched call times its reference seconds.
+
+    `holds_while_baseline_within` is the longest untouched call, in seconds, under which the
+    budget is still met on this device.
+    """
+
+    baseline: Quantity
+    tuned: Quantity
+    ratio: Quantity
+    p90_seconds: float
+    rounds: int
+    holds_while_baseline_within: float | None = None
+
+
+class Distance(Noun):
+    """LPIPS to the untouched pipeline's images over the certification (or search) prompts."""
+
+    mean: Quantity
+    q50: float
+    q90: float
+    worst: float
+    n: int
+    noise_floor: float
+    share_under_cap_lower: float | None = None
+    implementation: str
+    per_prompt: tuple[float, ...]
+
+
+class Certificate(Noun):
+    """How the verdict was reached: method, level per test, candidates, order, openings."""
+
+    method: str
+    alpha: float
+    alpha_each: float
+    finalists: tuple[str, ...]
+    certified: str | None
+    openings: int
+    prompts: str
+    n: int
+
+
+class Evidence(Noun):
+    """Everything a reader needs to believe, or doubt, a policy."""
+
+    latency: Latency
+    lpips: Distance | None = None
+    memory_baseline: Quantity
+    memory_tuned: Quantity
+    load_seconds: float
+    first_call_seconds: float
+    pays_off_after_images: int | None = None
+    statistics: dict[str, dict[str, Scalar]] = {}
+    expected_hit_rates: dict[str, tuple[float, float]] = {}
+    certificate: Certificate | None = None
+    protocol: str
+    trials: int

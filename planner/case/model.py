@@ -1,0 +1,43 @@
+"""Which pipeline, down to the weights: what a policy must fit."""
+
+from planner.case.noun import Noun
+
+
+class Component(Noun):
+    """One part of a pipeline: its class, the sha256 of its config, and of sampled weights.
+
+    `weights` hashes fixed positions of every tensor, so that a fine-tune is not its base;
+    it is None for parts without weights (tokenizers, schedulers).
+    """
+
+    class_name: str
+    config: str
+    weights: str | None = None
+
+
+class Traits(Noun):
+    """What passes ask about a pipeline's structure.
+
+    `denoiser` is the component that is called at every step; `block_classes` its repeated
+    blocks, `blocks` how many of them; `cacheable` whether diffusers has registered those blocks
+    for its caches; `branches` the names given to `cache_context`, in calling order.
+    """
+
+    denoiser: str
+    denoiser_class: str
+    block_classes: tuple[str, ...] = ()
+    blocks: int = 0
+    cacheable: bool = False
+    compilable: bool = False
+    branches: tuple[str, ...] = ()
+
+
+class Model(Noun):
+    """A pipeline: label, commit, class, fingerprint of every component, and adapters."""
+
+    id: str
+    revision: str | None = None
+    pipeline: str
+    components: dict[str, Component]
+    adapters: tuple[str, ...] = ()
+    traits: Traits

@@ -1,0 +1,1 @@
+"""What several passes need on a live denoiser: step clock, branches, block stack."""

@@ -1,0 +1,1 @@
+"""Every technique: what it needs, owns and costs, how to put it on and take it off."""

@@ -1,0 +1,220 @@
+"""What a pass is: one value that states its needs, claims, costs and three or four functions.
+
+A pass file holds, top to bottom: a docstring with the headings *What it does · When it helps ·
+What it costs · When not · Source*, a frozen `Settings`, the functions, and one constant `PASS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from planner.case.case import Case
+from planner.case.noun import Noun, Scalar
+from planner.case.telemetry import Telemetry
+from planner.case.work import Work
+from planner.case.workload import Workload
+
+if TYPE_CHECKING:
+    from planner.hooks.clock import StepClock
+
+Artifact = dict[str, Any]
+"""What a calibration learned: plain JSON numbers, lists and strings. Never code, never a pickle."""
+
+Statistics = dict[str, Scalar]
+"""What a pass observed while it was on, such as computed and reused steps."""
+
+
+class Family(StrEnum):
+    """The kind of technique; also the folder that its file lies in."""
+
+    SAMPLING = "sampling"
+    CACHING = "caching"
+    QUANTIZATION = "quantization"
+    DISTILLATION = "distillation"
+    ATTENTION = "attention"
+    COMPILATION = "compilation"
+    MEMORY = "memory"
+
+
+class Stage(IntEnum):
+    """When a pass is put on; a plan is ordered by stage, then by name."""
+
+    SWAP_WEIGHTS = 0
+    FUSE_ADAPTERS = 1
+    SAMPLING = 2
+    QUANTIZE = 3
+    ATTENTION = 4
+    PARALLELISM = 5
+    CACHE = 6
+    OFFLOAD = 7
+    COMPILE = 8
+
+
+class Fidelity(StrEnum):
+    """How close images stay to the untouched pipeline's.
+
+    exact: up to rounding; approximate: same trajectory with small errors; divergent: another
+    trajectory, which a reference-based distance judges harshly.
+    """
+
+    EXACT = "exact"
+    APPROXIMATE = "approximate"
+    DIVERGENT = "divergent"
+
+
+class Settings(BaseModel):
+    """The base of every pass's settings: frozen, unknown keys refused, fields made by `knob`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class NoSettings(Settings):
+    """The settings of a pass that has nothing to choose."""
+
+
+class Domain(Noun):
+    """What a search may try for one setting: a range (`low`..`high`) or `choices`."""
+
+    low: float | None = None
+    high: float | None = None
+    step: float | None = None
+    log: bool = False
+    integer: bool = False
+    choices: tuple[Scalar, ...] | None = None
+
+
+def knob(
+    default: Any,
+    meaning: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    step: float | None = None,
+    log: bool = False,
+    choices: tuple[Scalar, ...] | None = None,
+    least: float | None = None,
+    most: float | None = None,
+) -> Any:
+    """Declare one setting: default, meaning, search domain and legal range in one place.
+
+    `low`, `high`, `step`, `log` or `choices` are what a search tries (none of them: the setting
+    is not searched); `least` and `most` bound what a person may write, by default unbounded.
+    """
+    domain = None
+    if low is not None or choices is not None:
+        integer = isinstance(default, int) and not isinstance(default, bool) and choices is None
+        domain = Domain(
+            low=low, high=high, step=step, log=log, integer=integer, choices=choices
+        ).model_dump(exclude_defaults=True)
+    extra = {"domain": domain} if domain is not None else None
+    return Field(default, description=meaning, ge=least, le=most, json_schema_extra=extra)
+
+
+def domains(settings: type[Settings]) -> dict[str, Domain]:
+    """Return the search domain of every searched field, in declaration order."""
+    found = {}
+    for name, info in settings.model_fields.items():
+        extra = info.json_schema_extra
+        if isinstance(extra, dict) and "domain" in extra:
+            found[name] = Domain.model_validate(extra["domain"])
+    return found
+
+
+class Need(NamedTuple):
+    """A condition on the case; `missing` answers None, or a sentence naming need and value."""
+
+    missing: Callable[[Case], str | None]
+    source: str
+
+
+class Avoid(NamedTuple):
+    """A rare clash with another pass, declared on one side only.
+
+    `when` sees the case and both passes' settings (this one's first); None means always.
+    """
+
+    other: str
+    because: str
+    source: str
+    verdict: Literal["breaks", "slower", "risky"] = "breaks"
+    when: Callable[[Case, Settings, Settings], bool] | None = None
+
+
+@dataclass
+class Context:
+    """What a pass sees while it is put on, besides the pipeline and its settings.
+
+    `plan` is the whole plan as (name, settings) pairs; `artifact` what `calibrate` returned for
+    this pass; `memo` survives a removal, so that putting the same thing on again is cheap
+    (packed weights, compiled code); `statistics` is this pass's own mutable counters, cleared
+    by the handle at the start of every pipeline call only where the pass asks for it.
+    """
+
+    case: Case
+    clock: StepClock
+    plan: tuple[tuple[str, Settings], ...] = ()
+    artifact: Artifact | None = None
+    memo: dict[str, Any] = field(default_factory=dict)
+    statistics: Statistics = field(default_factory=dict)
+
+
+Undo = Callable[[], None]
+"""Takes a pass off again; after it, the pipeline's output is bit-equal to before."""
+
+Render = Callable[[], None]
+"""Runs the reference call on every calibration prompt with what is on the pipeline now."""
+
+
+def nothing(pipeline: Any, settings: Any, context: Context) -> Undo:
+    """Apply of passes that act through the pipeline call alone."""
+    del pipeline, settings, context
+    return lambda: None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """A technique as a value; see the module docstring and the README's section on passes.
+
+    owns: resources it claims exclusively, such as "denoiser.step_reuse".
+    effect: how it changes the operations (Work, settings, telemetry or None) -> Work.
+    call: keyword arguments of the pipeline call that it sets (settings, workload).
+    calibrate: (pipeline, settings, context, render) -> Artifact, run by the tuner with all
+        earlier passes on; never at deployment.
+    apply: puts it on, returns the undo; reversible=False where no honest undo exists.
+    observe: (settings, statistics, workload) -> None or a sentence why it was inert or wrong.
+    narrow: search domains for this case, replacing the declared ones by name.
+    seeds: settings that experts start from, tried first.
+    batch_invariant: whether an image is independent of its neighbours in the batch.
+    imports: libraries that must be importable for apply, as PEP 508 requirements.
+    """
+
+    name: str
+    family: Family
+    stage: Stage
+    fidelity: Fidelity
+    source: str
+    settings: type[Settings] = NoSettings
+    owns: tuple[str, ...] = ()
+    needs: tuple[Need, ...] = ()
+    avoids: tuple[Avoid, ...] = ()
+    imports: tuple[str, ...] = ()
+    effect: Callable[[Work, Any, Telemetry | None], Work]
+    call: Callable[[Any, Workload], dict[str, Scalar]] | None = None
+    calibrate: Callable[[Any, Any, Context, Render], Artifact] | None = None
+    apply: Callable[[Any, Any, Context], Undo] = nothing
+    reversible: bool = True
+    observe: Callable[[Any, Statistics, Workload], str | None] | None = None
+    narrow: Callable[[Case, Telemetry | None], dict[str, Domain]] | None = None
+    seeds: tuple[Mapping[str, Scalar], ...] = ({},)
+    batch_invariant: bool
+    doc: str = ""
+
+    def missing(self, case: Case) -> tuple[str, ...]:
+        """Return one sentence for every need that the case does not fulfil."""
+        answers = (need.missing(case) for need in self.needs)
+        return tuple(answer for answer in answers if answer)

@@ -1,0 +1,1 @@
+"""Reuse between neighbouring denoising steps, and exact reuse between calls."""

@@ -1,0 +1,1 @@
+"""Cheaper number formats for weights and activations."""

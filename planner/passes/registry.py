@@ -1,0 +1,82 @@
+"""Finds every pass file by looking into the family folders; refuses a broken or misnamed one."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from planner.errors import PlannerError, UsageError, nearest
+from planner.passes.base import Family, Pass, Settings
+
+_ROOT = Path(__file__).parent
+
+
+@cache
+def names() -> dict[str, str]:
+    """Return pass name → module path, from the file names alone: nothing is imported."""
+    found: dict[str, str] = {}
+    for family in Family:
+        for file in sorted((_ROOT / family.value).glob("*.py")):
+            if file.stem.startswith("_"):
+                continue
+            if file.stem in found:
+                way_out = "rename one of the files"
+                raise PlannerError(f"two pass files are called {file.stem!r}", way_out=way_out)
+            found[file.stem] = f"planner.passes.{family.value}.{file.stem}"
+    return found
+
+
+@cache
+def get(name: str) -> Pass:
+    """Import one pass by name. Raises `UsageError` with the nearest name if there is none."""
+    if name not in names():
+        way_out = nearest(name, names())
+        raise UsageError(f"no pass is called {name!r}", value=name, way_out=way_out)
+    module = importlib.import_module(names()[name])
+    found = getattr(module, "PASS", None)
+    where = names()[name].rpartition(".")[0].rpartition(".")[2]
+    if not isinstance(found, Pass):
+        way_out = "define PASS = Pass(...) in it"
+        raise PlannerError(f"pass file {name}.py holds no PASS", value=name, way_out=way_out)
+    if found.name != name or found.family.value != where:
+        raise PlannerError(
+            f"pass file {where}/{name}.py declares {found.family.value}/{found.name}",
+            value=name,
+            way_out="file name, folder and declaration must agree",
+        )
+    return replace(found, doc=module.__doc__ or "")
+
+
+def all_passes() -> tuple[Pass, ...]:
+    """Import every pass, ordered by stage, then by name."""
+    return tuple(sorted((get(name) for name in names()), key=lambda p: (p.stage, p.name)))
+
+
+def settings_of(name: str, values: dict[str, Any]) -> Settings:
+    """Validate settings for a pass; defaults are filled in.
+
+    Raises `UsageError` that names pass, field, value and what is allowed.
+    """
+    from pydantic import ValidationError
+
+    kind = get(name).settings
+    unknown = [key for key in values if key not in kind.model_fields]
+    if unknown:
+        raise UsageError(
+            f"pass {name} has no setting {unknown[0]!r}",
+            value=unknown[0],
+            way_out=nearest(unknown[0], kind.model_fields),
+        )
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise UsageError(
+            f"{name}.{field} cannot be {first['input']!r} ({first['msg'].lower()})",
+            value=first["input"],
+            way_out=f"see `planner passes {name}` for its range",
+        ) from error

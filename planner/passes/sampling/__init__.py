@@ -1,0 +1,1 @@
+"""Fewer, better placed or cheaper denoising steps."""

@@ -1,0 +1,1 @@
+"""Which passes may stand together here, in which order, and why not."""
