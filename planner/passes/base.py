@@ -111,7 +111,7 @@ def knob(
         domain = Domain(
             low=low, high=high, step=step, log=log, integer=integer, choices=choices
         ).model_dump(exclude_defaults=True)
-    extra = {"domain": domain} if domain is not None else None
+    extra: Any = {"domain": domain} if domain is not None else None
     return Field(default, description=meaning, ge=least, le=most, json_schema_extra=extra)
 
 

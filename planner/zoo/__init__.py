@@ -1,0 +1,1 @@
+"""The embedded models: weights, data generator, trainer."""
