@@ -1,0 +1,30 @@
+"""A plan that was tried, and how that ended."""
+
+from typing import Literal
+
+from planner.case.noun import Noun
+from planner.case.outcome import Measured, Outcome
+from planner.plans.plan import Plan
+
+Origin = Literal["seed", "sampler", "bought"]
+
+
+class Trial(Noun):
+    """One plan with its outcome, who proposed it, and the wall seconds that it took.
+
+    `number` counts from zero within a study; `origin` is seed (an expert plan), sampler, or
+    bought (the winner less one pass); `predicted` is what the model of the device expected
+    before the trial ran, by name of quantity.
+    """
+
+    number: int
+    plan: Plan
+    outcome: Outcome
+    origin: Origin
+    seconds: float
+    predicted: dict[str, float] = {}
+
+    @property
+    def measured(self) -> Measured | None:
+        """Return the outcome if the plan could be measured, else None."""
+        return self.outcome if isinstance(self.outcome, Measured) else None
