@@ -54,13 +54,18 @@ class Certificate(Noun):
 
 
 class Evidence(Noun):
-    """Everything a reader needs to believe, or doubt, a policy."""
+    """Everything a reader needs to believe, or doubt, a policy.
+
+    `load_seconds` is what the pipeline takes to load, `apply_seconds` and `first_call_seconds`
+    what the plan adds at start-up; after `pays_off_after_images` images it has earned them back.
+    """
 
     latency: Latency
     lpips: Distance | None = None
     memory_baseline: Quantity
     memory_tuned: Quantity
     load_seconds: float
+    apply_seconds: float
     first_call_seconds: float
     pays_off_after_images: int | None = None
     statistics: dict[str, dict[str, Scalar]] = {}

@@ -1,0 +1,1 @@
+"""Ask, run, tell; race; choose; certify on unseen prompts; write the policy."""

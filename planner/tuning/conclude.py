@@ -1,0 +1,166 @@
+"""Turns what a study measured into the policy that people commit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, median
+from typing import Literal
+
+from planner.case.evidence import Certificate, Distance, Evidence, Latency, Quantity
+from planner.case.goal import Goal
+from planner.case.outcome import Measured
+from planner.case.prompts import Sample
+from planner.measure.lpips import IMPLEMENTATION
+from planner.measure.statistics import mean_upper, median_upper, quantile, share_lower
+from planner.plans.plan import Plan
+from planner.trials.trial import Trial
+from planner.tuning.certify import ALPHA, Rounds, Verdict
+from planner.tuning.noise import Noise
+from planner.tuning.request import Split
+
+METHOD = (
+    "one-sided bounds on unseen prompts: median ratio by order statistics, mean LPIPS by "
+    "Johnson's skew-corrected t (approximate); finalists tested in an order fixed beforehand"
+)
+PROTOCOL = (
+    "whole pipeline calls, synchronized on both sides, one warm-up call left out; candidate and "
+    "untouched call alternate on the same prompt, seed and initial latents; seconds are the "
+    "median ratio times the study's median untouched call"
+)
+_LEVEL = 0.95
+
+
+def evidence(
+    plan: Plan, rounds: Rounds, noise: Noise, goal: Goal, trials: Sequence[Trial],
+    certificate: Certificate | None, level: float = _LEVEL,
+) -> Evidence:  # fmt: skip
+    """Return the figures of a plan from its interleaved rounds; `level` is the bounds' level."""
+    measured = _last_measured(plan, trials)
+    peak = max(sample.memory_bytes for sample in rounds.candidate)
+    latency = _latency(rounds, noise, goal, level)
+    saved = latency.baseline.value - latency.tuned.value
+    start = measured.apply_seconds + max(0.0, measured.first_call_seconds - latency.tuned.value)
+    return Evidence(
+        latency=latency,
+        lpips=_distance(rounds.lpips, noise, goal, level),
+        memory_baseline=Quantity(value=noise.memory_bytes, unit="bytes"),
+        memory_tuned=Quantity(value=peak, upper=peak, unit="bytes"),
+        load_seconds=round(noise.load_seconds, 3),
+        apply_seconds=round(measured.apply_seconds, 3),
+        first_call_seconds=round(measured.first_call_seconds, 3),
+        pays_off_after_images=math.ceil(start / saved) if saved > 0 else None,
+        statistics=rounds.candidate[-1].statistics,
+        expected_hit_rates=hit_rates(rounds.candidate),
+        certificate=certificate,
+        protocol=PROTOCOL,
+        trials=len(trials),
+    )
+
+
+def certificate(
+    verdicts: Sequence[Verdict], finalists: Sequence[Plan], split: Split, openings: int
+) -> Certificate:
+    """Describe how the verdict was reached."""
+    passed = next((str(v.plan) for v in verdicts if v.passed), None)
+    last = verdicts[-1]
+    return Certificate(
+        method=METHOD, alpha=ALPHA, alpha_each=last.alpha_each,
+        finalists=tuple(str(plan) for plan in finalists), certified=passed, openings=openings,
+        prompts=split.certify_hash, n=last.n,
+    )  # fmt: skip
+
+
+def rounds_of_trial(trial: Trial) -> Rounds:
+    """Read a search trial as rounds: what an uncertified policy rests on."""
+    outcome = trial.outcome
+    assert isinstance(outcome, Measured)
+    size = max(1, len(outcome.lpips) // len(outcome.seconds))
+    candidate = tuple(
+        Sample(prompts=(str(i),), seconds=seconds, memory_bytes=outcome.memory_bytes,
+               lpips=outcome.lpips[i * size : (i + 1) * size], statistics=outcome.statistics)
+        for i, seconds in enumerate(outcome.seconds)
+    )  # fmt: skip
+    baseline = tuple(
+        Sample(prompts=(str(i),), seconds=seconds / ratio)
+        for i, (seconds, ratio) in enumerate(zip(outcome.seconds, outcome.ratios, strict=True))
+    )
+    return Rounds(candidate=candidate, baseline=baseline)
+
+
+def hit_rates(samples: Sequence[Sample]) -> dict[str, tuple[float, float]]:
+    """Return per pass the interval of reused / (computed + reused) seen, widened by 0.05."""
+    rates: dict[str, list[float]] = {}
+    for sample in samples:
+        for name, counters in sample.statistics.items():
+            computed, reused = counters.get("computed"), counters.get("reused")
+            if isinstance(computed, int) and isinstance(reused, int) and computed + reused:
+                rates.setdefault(name, []).append(reused / (computed + reused))
+    return {
+        name: (round(max(0.0, min(seen) - 0.05), 4), round(min(1.0, max(seen) + 0.05), 4))
+        for name, seen in rates.items()
+    }
+
+
+def policy_path(out: Path, label: str, device: str, slug: str) -> Path:
+    """Return where a policy lies: <out>/policies/<model>/<device>/<goal>.yaml."""
+    return out / "policies" / label / device / f"{slug}.yaml"
+
+
+def page_path(out: Path, label: str, device: str, slug: str) -> Path:
+    """Return where a page lies: <out>/reports/<model>/<device>/<goal>.html."""
+    return out / "reports" / label / device / f"{slug}.html"
+
+
+Status = Literal["certified", "measured"]
+
+
+def _latency(rounds: Rounds, noise: Noise, goal: Goal, level: float) -> Latency:
+    reference = noise.reference_seconds
+    ratios = rounds.ratios
+    ratio, upper = median(ratios), median_upper(ratios, level)
+    bounded = upper if math.isfinite(upper) else None
+    budget = goal.budget_seconds
+    return Latency(
+        baseline=Quantity(value=_round(reference), unit="s"),
+        tuned=Quantity(value=_round(ratio * reference), unit="s",
+                       upper=None if bounded is None else _round(bounded * reference)),
+        ratio=Quantity(value=_round(ratio), unit="ratio",
+                       upper=None if bounded is None else _round(bounded)),
+        p90_seconds=_round(quantile(ratios, 0.9) * reference),
+        rounds=len(ratios),
+        holds_while_baseline_within=(
+            _round(budget / bounded) if budget is not None and bounded is not None else None
+        ),
+    )  # fmt: skip
+
+
+def _distance(
+    values: Sequence[float], noise: Noise, goal: Goal, level: float
+) -> Distance | None:
+    if not values:
+        return None
+    cap = goal.max_lpips
+    under = sum(value <= cap for value in values) if cap is not None else 0
+    return Distance(
+        mean=Quantity(value=_round(fmean(values)), upper=_round(mean_upper(values, level)),
+                      unit="LPIPS"),
+        q50=_round(quantile(values, 0.5)), q90=_round(quantile(values, 0.9)),
+        worst=_round(max(values)), n=len(values), noise_floor=_round(noise.lpips),
+        share_under_cap_lower=(
+            None if cap is None else _round(share_lower(under, len(values), _LEVEL))
+        ),
+        implementation=IMPLEMENTATION,
+        per_prompt=tuple(_round(value) for value in values),
+    )  # fmt: skip
+
+
+def _last_measured(plan: Plan, trials: Sequence[Trial]) -> Measured:
+    found = [t.outcome for t in trials if t.plan == plan and isinstance(t.outcome, Measured)]
+    return found[-1]
+
+
+def _round(value: float) -> float:
+    """Four significant digits: no figure here is known better."""
+    return float(f"{value:.4g}")

@@ -1,0 +1,95 @@
+"""The untouched pipeline, measured twice: reference seconds, reference images, noise floor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, median
+
+from planner.case.goal import LOSSLESS_LPIPS, Goal
+from planner.case.noun import Noun
+from planner.case.prompts import Prompt, Sample
+from planner.errors import UsageError
+from planner.measure.statistics import quantile
+from planner.trials.supervisor import Supervisor
+from planner.tuning.session import Session
+
+PASSES = ("baseline-1", "baseline-2")
+
+
+class Noise(Noun):
+    """What two renderings of the same call differ by.
+
+    `reference_seconds` is the study's unit of latency: the median untouched call; `spread` the
+    relative half-width of half of all calls around it; `lpips` and `lpips_p95` the distance of
+    the second images to the first.
+    """
+
+    reference_seconds: float
+    spread: float
+    lpips: float
+    lpips_p95: float
+    memory_bytes: int
+    load_seconds: float
+    first_call_seconds: float
+
+
+def measure_noise(
+    session: Session, worker: Supervisor, calls: Sequence[tuple[Prompt, ...]]
+) -> Noise:
+    """Render every search prompt twice, or read what an earlier run of this study rendered."""
+    known = session.ledger.bodies("noise")
+    if known:
+        return Noise.model_validate(known[0])
+    deadline = 1800.0
+    first_call = _first_call(worker, calls[0], deadline)
+    for role in PASSES:
+        done = {sample.prompts for sample in session.ledger.samples(role)}
+        for call in calls:
+            if tuple(prompt.id for prompt in call) in done:
+                continue
+            for sample in worker.render("baseline", call, deadline, save=role == PASSES[0]):
+                session.keep(sample, role)
+    noise = _noise(session, worker.load_seconds, first_call)
+    session.ledger.append("noise", noise.model_dump())
+    return noise
+
+
+def resolve(goal: Goal, noise: Noise) -> Goal:
+    """Return the goal with `lossless` made a number; refuse a cap below the noise floor.
+
+    Raises `UsageError` with the floor in the message.
+    """
+    if goal.quality == "lossless":
+        goal = goal.model_copy(update={"max_lpips": max(LOSSLESS_LPIPS, 1.5 * noise.lpips)})
+    if goal.max_lpips is not None and goal.max_lpips < noise.lpips:
+        raise UsageError(
+            f"the untouched pipeline differs from itself by LPIPS {noise.lpips:.4f}, more than "
+            f"the cap of {goal.max_lpips:g}",
+            value=goal.max_lpips,
+            way_out=f"ask for --max-lpips {1.5 * noise.lpips:.3f} or more",
+        )
+    return goal
+
+
+def _first_call(worker: Supervisor, call: tuple[Prompt, ...], deadline: float) -> float:
+    """Run one call that does not count; returns its seconds."""
+    return worker.render("baseline", call, deadline, save=False)[0].seconds
+
+
+def _noise(session: Session, load_seconds: float, first_call: float) -> Noise:
+    samples: list[Sample] = [s for role in PASSES for s in session.ledger.samples(role)]
+    seconds = [sample.seconds for sample in samples]
+    again = [v for s in session.ledger.samples(PASSES[1]) for v in s.lpips]
+    middle = median(seconds)
+    half = (quantile(seconds, 0.75) - quantile(seconds, 0.25)) / 2
+    return Noise(
+        reference_seconds=middle, spread=half / middle, lpips=fmean(again),
+        lpips_p95=quantile(again, 0.95), memory_bytes=max(s.memory_bytes for s in samples),
+        load_seconds=load_seconds, first_call_seconds=first_call,
+    )  # fmt: skip
+
+
+def reference_image(images: Path, prompt: Prompt) -> Path:
+    """Return where the untouched pipeline's image of a prompt lies."""
+    return images / "baseline" / f"{prompt.id}.png"

@@ -1,0 +1,100 @@
+"""The search: expert seeds, then the sampler, until time or trials run out."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+from planner.case.goal import Goal
+from planner.case.outcome import Measured
+from planner.plans.graph import Graph
+from planner.plans.plan import Plan
+from planner.plans.seeds import seeds
+from planner.trials.trial import Origin, Trial
+from planner.tuning.choose import incumbent
+from planner.tuning.noise import Noise
+from planner.tuning.race import Limits, Race
+from planner.tuning.score import describe
+from planner.tuning.session import Progress, Session
+from planner.tuning.space import space
+from planner.tuning.study import Study
+
+
+class Search:
+    """Runs trials for one goal inside a deadline; every outcome is told and written."""
+
+    def __init__(
+        self, session: Session, race: Race, graph: Graph, goal: Goal, noise: Noise,
+        progress: Progress,
+    ) -> None:  # fmt: skip
+        self.session, self.race, self.graph = session, race, graph
+        self.goal, self.noise, self.progress = goal, noise, progress
+        request = session.request
+        case = graph.case
+        self._plans = deque(seeds(graph, case, goal))
+        self.study = Study(
+            graph, space(graph, case, request.domains), goal, noise.reference_seconds,
+            sampler=request.sampler, seed=request.seed, startup=len(self._plans),
+        )  # fmt: skip
+        for trial in session.trials():
+            self.study.tell(trial)
+
+    def run(self, deadline: Callable[[], float]) -> str:
+        """Try plans until `deadline` (seconds left) says stop; returns why the search ended."""
+        slowest = 0.0
+        while True:
+            done = [t for t in self.session.trials() if t.origin != "bought"]
+            if self.session.request.trials is not None and len(done) >= self.session.request.trials:
+                return f"{len(done)} trials, as asked"
+            if deadline() < 0.5 * slowest:
+                return "the search time is used up"
+            plan, origin = self._next()
+            if plan is None:
+                return "every plan that the sampler proposes has been measured"
+            began = time.monotonic()
+            self.attempt(plan, origin)
+            slowest = max(slowest, time.monotonic() - began)
+
+    def attempt(self, plan: Plan, origin: Origin) -> Trial:
+        """Measure one plan and write it down; start and end are separate ledger lines."""
+        number = self.session.next_number
+        self.session.ledger.append("start", {"number": number, "plan": str(plan)})
+        began = time.monotonic()
+        outcome = self.race.run(plan, self._limits())
+        trial = Trial(number=number, plan=plan, outcome=outcome, origin=origin,
+                      seconds=time.monotonic() - began)  # fmt: skip
+        self.session.ledger.append("trial", trial.model_dump(mode="json"))
+        self.study.tell(trial)
+        said = describe(outcome, self.goal, self.noise.reference_seconds)
+        self.progress.say(f"{number:3d}  {plan}: {said}")
+        return trial
+
+    def best(self) -> str:
+        """Describe the incumbent in one line."""
+        found = incumbent(self.session.trials(), self.goal, self.noise.reference_seconds)
+        if found is None:
+            return "none inside the limits yet"
+        trial, score = found
+        lpips = "" if score.lpips is None else f", LPIPS {score.lpips:.3f}"
+        return f"{trial.plan} ({score.seconds:.2f} s{lpips})"
+
+    def _next(self) -> tuple[Plan | None, Origin]:
+        measured = {trial.plan for trial in self.session.trials()}
+        while self._plans:
+            plan = self._plans.popleft()
+            if plan not in measured and plan.passes:
+                return plan, "seed"
+        return self.study.ask(), "sampler"
+
+    def _limits(self) -> Limits:
+        reference = self.noise.reference_seconds
+        found = incumbent(self.session.trials(), self.goal, reference)
+        best = found[0].outcome if found else None
+        return Limits(
+            goal=self.goal,
+            reference_seconds=reference,
+            spread=max(self.noise.spread, 0.02),
+            best=best.lpips if isinstance(best, Measured) else (),
+            best_seconds=found[1].seconds if found else None,
+        )

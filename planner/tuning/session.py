@@ -1,0 +1,162 @@
+"""One study's state on disk: ledger, calibrated artifacts, images, and the time that is left.
+
+Everything here is rebuilt from the ledger, so that a study goes on after any kind of death with
+nothing measured twice.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from planner.case.case import Case
+from planner.case.prompts import Sample
+from planner.errors import UsageError
+from planner.passes import registry
+from planner.passes.base import Artifact
+from planner.plans.plan import Plan
+from planner.trials.ledger import Ledger
+from planner.trials.trial import Trial
+from planner.tuning.request import TuneRequest, goal_slug
+
+
+class Progress(Protocol):
+    """Where a run reports to: one line now and then, and a bar."""
+
+    def say(self, line: str) -> None:
+        """Show one line."""
+
+    def tick(self, phase: str, seconds: float, of: float, incumbent: str) -> None:
+        """Show how much of the search time is spent, and the best plan so far."""
+
+
+class Session:
+    """The ledger of one study with what can be derived from it.
+
+    `folder` is <out>/.planner/<model>/<device>/<goal>/.
+    """
+
+    def __init__(self, ledger: Ledger, request: TuneRequest, folder: Path) -> None:
+        self.ledger, self.request, self.folder = ledger, request, folder
+        self._began = time.monotonic()
+        self._before = self.spent()
+        self._artifacts = {a["key"]: a["artifact"] for a in ledger.bodies("artifact")}
+
+    @classmethod
+    def begin(
+        cls, request: TuneRequest, case: Case, facts: dict[str, Any], *, resume: bool, fresh: bool
+    ) -> Session:
+        """Open the study: a new one, the same one again (`resume`), or afresh beside the old.
+
+        Raises `UsageError` when a study exists and neither was asked for, or when the one that
+        exists is of another case or question; each difference is named.
+        """
+        folder = study_folder(request, case)
+        path = folder / "ledger.jsonl"
+        body = _identity(request, case) | facts
+        if not (resume and path.exists()):
+            return cls(Ledger.create(path, body, fresh=fresh), request, folder)
+        ledger = Ledger.open(path)
+        found = differences(_identity(request, case), ledger.study)
+        if found:
+            ledger.close()
+            raise UsageError(
+                f"the study in {folder} is another one: " + "; ".join(found[:6]),
+                value=str(folder),
+                way_out="ask for the same, or start over with --fresh",
+            )
+        session = cls(ledger, request, folder)
+        for body in ledger.lost():
+            ledger.append("lost", {"number": body["number"], "plan": body["plan"]})
+        return session
+
+    def spent(self) -> float:
+        """Return the seconds that finished measurements took, over all runs of this study."""
+        trials = sum(trial.seconds for trial in self.ledger.trials())
+        return trials + sum(sample.seconds for sample in self.ledger.samples())
+
+    @property
+    def elapsed(self) -> float:
+        """Return the seconds of this run plus what earlier runs measured."""
+        return self._before + time.monotonic() - self._began
+
+    @property
+    def next_number(self) -> int:
+        """Return the number of the next trial; a lost one's number is not used again."""
+        return 1 + max((body["number"] for body in self.ledger.bodies("start")), default=-1)
+
+    def artifacts(self, plan: Plan) -> dict[str, Artifact]:
+        """Return what calibrations have learned for this plan's passes, each for its prefix."""
+        keys = {entry.name: _key(plan, entry.name) for entry in plan.passes}
+        return {n: self._artifacts[key] for n, key in keys.items() if key in self._artifacts}
+
+    def learned(self, plan: Plan, artifacts: dict[str, Artifact]) -> None:
+        """Keep what a calibration of this plan returned."""
+        for name, artifact in artifacts.items():
+            key = _key(plan, name)
+            if registry.get(name).calibrate is not None and key not in self._artifacts:
+                self._artifacts[key] = artifact
+                self.ledger.append("artifact", {"key": key, "pass": name, "artifact": artifact})
+
+    def trials(self) -> list[Trial]:
+        """Return the finished trials."""
+        return self.ledger.trials()
+
+    def keep(self, sample: Sample, role: str) -> Sample:
+        """Write one finished sample under a role."""
+        named = sample.model_copy(update={"role": role})
+        self.ledger.append("sample", named.model_dump(mode="json"))
+        return named
+
+
+def study_folder(request: TuneRequest, case: Case) -> Path:
+    """Return where a study of this request on this device lies."""
+    where = Path(request.label) / case.device.slug / goal_slug(request.goal)
+    return request.out / ".planner" / where
+
+
+def openings(request: TuneRequest, case: Case) -> int:
+    """Return how often these certification prompts have been opened before, in this folder.
+
+    Counts finalists written by finished or abandoned studies of any goal: each opening shows
+    something about the prompts, so that a later one must be held to a stricter level.
+    """
+    root = study_folder(request, case).parent
+    mine = request.split.certify_hash
+    count = 0
+    for path in sorted(root.glob("*/ledger.jsonl*")):
+        if path.name.endswith(".lock"):
+            continue
+        for body in Ledger.read(path).bodies("finalists"):
+            count += body.get("prompts") == mine
+    return count
+
+
+def differences(wanted: dict[str, Any], found: dict[str, Any], at: str = "") -> list[str]:
+    """Return one sentence for every leaf in which two nested mappings differ."""
+    said: list[str] = []
+    for key, value in wanted.items():
+        where = f"{at}.{key}" if at else key
+        other = found.get(key)
+        if isinstance(value, dict) and isinstance(other, dict):
+            said += differences(value, other, where)
+        elif value != other:
+            said.append(f"{where} is {_brief(value)} now and was {_brief(other)}")
+    return said
+
+
+def _identity(request: TuneRequest, case: Case) -> dict[str, Any]:
+    """Return what two runs must share to be one study."""
+    kept = {"goal", "split", "with_passes", "without_passes", "domains", "sampler", "seed"}
+    asked = request.model_dump(mode="json", include=kept)
+    return {"case": case.model_dump(mode="json"), "request": asked}
+
+
+def _key(plan: Plan, name: str) -> str:
+    return f"{name}@{plan.before(name).digest()[:16]}"
+
+
+def _brief(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "…"

@@ -1,0 +1,140 @@
+"""The flat search space: one variable a choice, so that the sampler sees every one in each trial.
+
+Passes that own the same thing share one categorical *slot*; every other legal pass is on or off.
+Settings of a pass that is off are sampled all the same and ignored by `decode`: GP and
+multivariate TPE model only variables that stand in every trial.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from planner.case.case import Case
+from planner.case.noun import Scalar
+from planner.errors import UsageError, nearest
+from planner.passes import registry
+from planner.passes.base import Domain, Pass, domains
+from planner.plans.graph import Graph
+from planner.plans.plan import Plan
+
+OFF = "off"
+Space = dict[str, Domain]
+Narrowing = Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+
+def space(graph: Graph, case: Case, narrowing: Narrowing | None = None) -> Space:
+    """Return variable name → domain for every legal pass: slots first, then settings."""
+    narrowing = narrowing or {}
+    for name in narrowing:
+        if name not in registry.names():
+            way_out = nearest(name, registry.names())
+            raise UsageError(f"domains name the unknown pass {name!r}", value=name, way_out=way_out)
+    variables: Space = {}
+    for slot, members in slots(graph).items():
+        variables[slot] = Domain(choices=(OFF, *members))
+    for one in graph.legal:
+        for setting, domain in _domains(one, case, narrowing.get(one.name, {})).items():
+            variables[f"{one.name}.{setting}"] = domain
+    return variables
+
+
+def slots(graph: Graph) -> dict[str, tuple[str, ...]]:
+    """Return slot name → the passes that may fill it; a pass alone is a slot of its own name.
+
+    Passes joined by a shared claim, directly or through another pass, share a slot.
+    """
+    groups: list[list[Pass]] = []
+    for one in graph.legal:
+        joined = [group for group in groups if any(set(one.owns) & set(m.owns) for m in group)]
+        merged = [member for group in joined for member in group] + [one]
+        groups = [group for group in groups if group not in joined] + [merged]
+    named: dict[str, tuple[str, ...]] = {}
+    for group in groups:
+        names = tuple(member.name for member in group)
+        shared = set.intersection(*(set(m.owns) for m in group)) if len(group) > 1 else set()
+        named[min(shared) if shared else "|".join(names)] = names
+    return named
+
+
+def decode(params: Mapping[str, Scalar], graph: Graph) -> Plan:
+    """Return the canonical legal plan for sampled values.
+
+    A combination that the graph refuses loses passes from the last stage backwards until it is
+    legal: two encodings may give the same plan, which is then measured only once.
+    """
+    chosen: dict[str, dict[str, Any]] = {}
+    for slot in slots(graph):
+        name = str(params[slot])
+        if name != OFF:
+            prefix = f"{name}."
+            chosen[name] = {
+                key.removeprefix(prefix): value
+                for key, value in params.items() if key.startswith(prefix)
+            }  # fmt: skip
+    plan = Plan.of(chosen)
+    while plan.passes and graph.why_not(plan) is not None:
+        plan = _repair(plan, graph)
+    return plan
+
+
+def encode(plan: Plan, graph: Graph, variables: Space) -> dict[str, Scalar]:
+    """Return the values that `decode` turns into this plan; off passes sit at their middle."""
+    values: dict[str, Scalar] = {name: _middle(domain) for name, domain in variables.items()}
+    for slot, members in slots(graph).items():
+        values[slot] = next((name for name in members if name in plan), OFF)
+    for entry in plan.passes:
+        for setting, value in entry.settings.items():
+            if f"{entry.name}.{setting}" in variables:
+                values[f"{entry.name}.{setting}"] = value
+    return values
+
+
+def within(values: Mapping[str, Scalar], variables: Space) -> bool:
+    """Tell whether every value lies in its domain (Optuna would use others with a warning)."""
+    return all(_holds(domain, values[name]) for name, domain in variables.items())
+
+
+def _repair(plan: Plan, graph: Graph) -> Plan:
+    """Drop the last pass whose removal makes the plan legal, else the last pass."""
+    for entry in reversed(plan.passes):
+        shorter = plan.without(entry.name)
+        if graph.why_not(shorter) is None:
+            return shorter
+    return plan.without(plan.passes[-1].name)
+
+
+def _domains(one: Pass, case: Case, narrowing: Mapping[str, Mapping[str, Any]]) -> Space:
+    found = domains(one.settings)
+    if one.narrow is not None:
+        found |= one.narrow(case, None)
+    for setting, limits in narrowing.items():
+        if setting not in one.settings.model_fields:
+            raise UsageError(
+                f"domains name the unknown setting {one.name}.{setting}",
+                value=setting,
+                way_out=nearest(setting, one.settings.model_fields),
+            )
+        base = found.get(setting, Domain())
+        found[setting] = Domain.model_validate(base.model_dump(exclude_defaults=True) | limits)
+    return found
+
+
+def _middle(domain: Domain) -> Scalar:
+    if domain.choices is not None:
+        return domain.choices[0]
+    low, high = domain.low or 0.0, domain.high or 0.0
+    middle = (low * high) ** 0.5 if domain.log else (low + high) / 2
+    if domain.step:
+        middle = low + round((middle - low) / domain.step) * domain.step
+    return round(middle) if domain.integer else middle
+
+
+def _holds(domain: Domain, value: Scalar) -> bool:
+    if domain.choices is not None:
+        return value in domain.choices
+    if isinstance(value, str) or value is None:
+        return False
+    low = float("-inf") if domain.low is None else domain.low
+    high = float("inf") if domain.high is None else domain.high
+    return low <= value <= high
