@@ -1,0 +1,1 @@
+"""Facts about models, with their sources, and the reader that gives them out."""

@@ -1,0 +1,1 @@
+"""The processors that a pipeline can run on, one file each."""

@@ -1,0 +1,117 @@
+"""What passes ask about a pipeline's structure: denoiser, repeated blocks, branches, guidance."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from planner.case.model import Traits
+from planner.case.noun import Scalar
+from planner.case.workload import Guidance
+from planner.errors import UsageError
+
+_DENOISERS = ("transformer", "unet")
+_BRANCH = re.compile(r"cache_context\(\s*[\"'](\w+)[\"']")
+
+
+def denoiser_of(pipeline: Any) -> tuple[str, Any]:
+    """Return name and module of the component that is called at every step.
+
+    Raises `UsageError` for a pipeline that has none.
+    """
+    for name in _DENOISERS:
+        module = getattr(pipeline, name, None)
+        if module is not None:
+            return name, getattr(module, "_orig_mod", module)
+    kind = type(pipeline).__name__
+    what = f"{kind} has no denoiser that planner knows"
+    way_out = "use a pipeline with a component called transformer or unet"
+    raise UsageError(what, value=kind, way_out=way_out)
+
+
+def traits_of(pipeline: Any) -> Traits:
+    """Return the structure of a pipeline's denoiser and the branches it is called in.
+
+    The repeated blocks are those that the class declares (`_repeated_blocks`) or, where it
+    declares none, those that diffusers has registered for its caches.
+    """
+    name, module = denoiser_of(pipeline)
+    declared = tuple(getattr(module, "_repeated_blocks", None) or ())
+    blocks = [
+        block for block in _listed(module)
+        if type(block).__name__ in declared or (not declared and _registered(type(block)))
+    ]  # fmt: skip
+    registered = all(_registered(type(block)) for block in blocks)
+    return Traits(
+        denoiser=name,
+        denoiser_class=type(module).__name__,
+        block_classes=tuple(dict.fromkeys(type(block).__name__ for block in blocks)),
+        blocks=len(blocks),
+        cacheable=bool(blocks) and hasattr(module, "enable_cache") and registered,
+        compilable=bool(declared),
+        branches=_branches(_class(pipeline)),
+    )
+
+
+def guidance_of(pipeline: Any, call: Mapping[str, Scalar]) -> Guidance:
+    """Say how this pipeline computes the unconditional branch in a call with these arguments.
+
+    Sequential: a second forward at every step; batched: in the same forward; embedded: the
+    scale is an input of the denoiser; none: there is no such branch.
+    """
+    usual = inspect.signature(type(pipeline).__call__).parameters
+    branches = _branches(_class(pipeline))
+
+    def value(name: str) -> Any:
+        return call.get(name, usual[name].default) if name in usual else None
+
+    # Pipelines with true guidance want a negative prompt as well; the others make an empty one.
+    if "true_cfg_scale" in usual:
+        if (value("true_cfg_scale") or 0) > 1 and value("negative_prompt") is not None:
+            return "sequential" if len(branches) != 1 else "batched"
+        return "embedded" if _embeds_guidance(pipeline) else "none"
+    if _embeds_guidance(pipeline):
+        return "embedded"
+    if (value("guidance_scale") or 0) <= 1:
+        return "none"
+    return "sequential" if {"cond", "uncond"} <= set(branches) else "batched"
+
+
+def _embeds_guidance(pipeline: Any) -> bool:
+    config = denoiser_of(pipeline)[1].config
+    return bool(config.get("guidance_embeds")) or config.get("time_cond_proj_dim") is not None
+
+
+def _listed(module: Any) -> list[Any]:
+    """Return the entries of every ModuleList inside the module, in order."""
+    import torch
+
+    lists = (part for part in module.modules() if isinstance(part, torch.nn.ModuleList))
+    return [entry for part in lists for entry in part]
+
+
+def _registered(kind: type) -> bool:
+    from diffusers.hooks._helpers import TransformerBlockRegistry
+
+    try:
+        TransformerBlockRegistry.get(kind)
+    except ValueError:
+        return False
+    return True
+
+
+def _class(pipeline: Any) -> Any:
+    return type(pipeline)
+
+
+@cache
+def _branches(kind: Any) -> tuple[str, ...]:
+    """Return the names that the pipeline's call gives to `cache_context`, in order of the text."""
+    try:
+        text = inspect.getsource(inspect.unwrap(kind.__call__))
+    except (OSError, TypeError):
+        return ()  # a class made at run time has no text
+    return tuple(dict.fromkeys(_BRANCH.findall(text)))
