@@ -1,0 +1,169 @@
+"""Rules about whole plans: what needs, claims and pairwise clashes cannot say.
+
+A rule sees the case and the stack (every pass with its parsed settings, in order) and answers
+None or one sentence. Rules speak of claims, stages and call arguments, never of a pass by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal, NamedTuple
+
+from planner.case.case import Case
+from planner.case.noun import Scalar
+from planner.passes.base import Family, Pass, Settings, Stage, nothing
+
+Verdict = Literal["breaks", "slower", "risky"]
+
+FEW_STEPS = 8
+"""At this many steps or fewer, neighbouring steps differ too much to stand in for each other."""
+
+STEP_REUSE = "step_reuse"
+"""The claim of passes that compute some steps and reuse their results in others."""
+
+
+class Planned(NamedTuple):
+    """A pass with its settings parsed."""
+
+    pass_: Pass
+    settings: Settings
+
+
+Stack = Sequence[Planned]
+
+
+class Rule(NamedTuple):
+    """A condition on whole plans; only the verdict « breaks » forbids, others are advice."""
+
+    name: str
+    answer: Callable[[Case, Stack], str | None]
+    source: str
+    verdict: Verdict = "breaks"
+
+
+def effective_call(case: Case, stack: Stack) -> dict[str, Scalar]:
+    """Return the pipeline call's keyword arguments under this stack."""
+    call = dict(case.workload.call)
+    for one in stack:
+        call |= _call(case, one)
+    return call
+
+
+def missing_libraries(one: Pass, case: Case) -> tuple[str, ...]:
+    """Return one sentence for every library that the pass imports and that is not there.
+
+    What the case's device says about a library wins over what is installed here.
+    """
+    from packaging.requirements import Requirement
+
+    said = []
+    for text in one.imports:
+        wanted = Requirement(text)
+        found = case.device.libraries.get(wanted.name) or _installed(wanted.name)
+        if found is None:
+            said.append(f"{wanted.name} is not installed: pip install '{text}'")
+        elif not wanted.specifier.contains(found, prereleases=True):
+            said.append(f"{wanted.name} is {found}, but needed is {text}: pip install '{text}'")
+    return tuple(said)
+
+
+def _call(case: Case, one: Planned) -> dict[str, Scalar]:
+    return {} if one.pass_.call is None else one.pass_.call(one.settings, case.workload)
+
+
+def _installed(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
+
+
+def _names(stack: Stack, holds: Callable[[Pass], bool]) -> list[str]:
+    return [one.pass_.name for one in stack if holds(one.pass_)]
+
+
+def _reuses_steps(one: Pass) -> bool:
+    return any(claim.rpartition(".")[2] == STEP_REUSE for claim in one.owns)
+
+
+def _empty_stretch(case: Case, stack: Stack) -> str | None:
+    del case
+    for one in stack:
+        start: Any = getattr(one.settings, "start", None)
+        stop: Any = getattr(one.settings, "stop", None)
+        if start is not None and stop is not None and start >= stop:
+            return f"{one.pass_.name} covers no step from start {start:g} to stop {stop:g}"
+    return None
+
+
+def _changes_nothing(case: Case, stack: Stack) -> str | None:
+    for one in stack:
+        call = _call(case, one)
+        same = all(case.workload.call.get(key, _UNSET) == value for key, value in call.items())
+        if call and same and one.pass_.apply is nothing:
+            asked = ", ".join(f"{key} = {value}" for key, value in call.items())
+            return f"{one.pass_.name} changes nothing, since the reference call has {asked} already"
+    return None
+
+
+_UNSET = object()
+
+
+def _reuse_at_few_steps(case: Case, stack: Stack) -> str | None:
+    caches = _names(stack, _reuses_steps)
+    steps = effective_call(case, stack).get("num_inference_steps")
+    if caches and isinstance(steps, int) and steps <= FEW_STEPS:
+        return (
+            f"{caches[0]} finds nothing to reuse in {steps} steps; give it {FEW_STEPS + 1} or more"
+        )
+    return None
+
+
+def _more_steps(case: Case, stack: Stack) -> str | None:
+    steps = effective_call(case, stack).get("num_inference_steps")
+    if isinstance(steps, int) and steps > case.workload.steps:
+        return f"{steps} steps are slower than the reference's {case.workload.steps}"
+    return None
+
+
+def _reuse_attention_compile(case: Case, stack: Stack) -> str | None:
+    del case
+    caches = _names(stack, _reuses_steps)
+    attention = _names(stack, lambda one: one.family is Family.ATTENTION)
+    compiled = _names(stack, lambda one: one.stage is Stage.COMPILE)
+    if caches and attention and compiled:
+        trio = f"{caches[0]}, {attention[0]} and {compiled[0]}"
+        return f"{trio} may be slower together than any two of them; measure the pairs first"
+    return None
+
+
+RULES = (
+    Rule(
+        "empty stretch",
+        _empty_stretch,
+        "start and stop are fractions of the schedule, the first inside and the second outside",
+    ),
+    Rule(
+        "changes nothing",
+        _changes_nothing,
+        "the workload's reference call, against which every plan is measured",
+    ),
+    Rule(
+        "reuse at few steps",
+        _reuse_at_few_steps,
+        "Flow-Factory PR#196, EasyCache#16, TeaCache#6: step caches never trigger at 8 steps",
+    ),
+    Rule(
+        "more steps than the reference",
+        _more_steps,
+        "distance is measured to the reference's own images",
+        "slower",
+    ),
+    Rule(
+        "reuse, attention and compile",
+        _reuse_attention_compile,
+        "sglang#19471: 247 s with two of them, 337 s with all three on one H20",
+        "slower",
+    ),
+)  # fmt: skip

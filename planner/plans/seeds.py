@@ -1,0 +1,119 @@
+"""Where an expert would start: a ladder from the mildest stack to the boldest.
+
+Passes that cost nothing come first and stay; then one rung a family, quantize before cache before
+fewer steps, each rung on top of the one below; then every pass alone, so that the sampler sees
+what each is worth; then the ladder again with bolder settings. Six such seeds were worth at least
+forty trials of a sampler without them (shoot-out over six landscapes, GP on a flat encoding).
+No pass is known by name: the rungs are families, the settings the passes' own `seeds`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from planner.case.case import Case
+from planner.case.goal import LOSSLESS_LPIPS, Goal
+from planner.passes.base import Family, Fidelity, Pass
+from planner.plans.graph import Graph
+from planner.plans.plan import Plan
+
+MOST = 16
+"""The most seeds that are returned: more would leave a short search nothing to learn with."""
+
+LADDER = (
+    Family.QUANTIZATION,
+    Family.ATTENTION,
+    Family.CACHING,
+    Family.DISTILLATION,
+    Family.SAMPLING,
+    Family.COMPILATION,
+)
+"""The rungs in the order in which an expert climbs them; each keeps the ones below."""
+
+Stack = dict[str, Mapping[str, Any]]
+
+
+def seeds(graph: Graph, case: Case, goal: Goal) -> tuple[Plan, ...]:
+    """Return at most `MOST` legal plans in ladder order, none twice, the baseline not among them.
+
+    A goal close to lossless leaves divergent passes to the sampler; memory passes stand on the
+    ladder only where memory is limited.
+    """
+    del case  # the graph's own; the parameter is the seam for seeds that look at the workload
+    rungs = _rungs(graph, goal)
+    base = _base(graph)
+    boldest = max((len(one.seeds) for rung in rungs for one in rung), default=1)
+    found: dict[Plan, None] = {}
+    for level in range(boldest):
+        for stack in _climb(graph, base, rungs, level):
+            found.setdefault(Plan.of(stack))
+        if level == 0:
+            for stack in _alone(graph, base, rungs):
+                found.setdefault(Plan.of(stack))
+    return tuple(plan for plan in found if plan.passes)[:MOST]
+
+
+def _rungs(graph: Graph, goal: Goal) -> list[list[Pass]]:
+    """Return the passes of every rung that are not free, in plan order."""
+    strict = goal.max_lpips is not None and goal.max_lpips <= LOSSLESS_LPIPS
+    families = LADDER if goal.vram_bytes is None else (Family.MEMORY, *LADDER)
+    return [
+        [
+            one
+            for one in graph.legal
+            if one.family is family
+            and not _is_free(one)
+            and not (strict and one.fidelity is Fidelity.DIVERGENT)
+        ]
+        for family in families
+    ]
+
+
+def _is_free(one: Pass) -> bool:
+    """Tell whether a pass changes no image and takes no time to put on."""
+    costs = (Family.COMPILATION, Family.MEMORY)
+    return one.fidelity is Fidelity.EXACT and one.family not in costs
+
+
+def _base(graph: Graph) -> Stack:
+    """Return what stands in every seed: required passes, then free ones that fit beside them."""
+    base: Stack = {one.name: one.seeds[0] for one in graph.legal if one.name in graph.required}
+    for one in graph.legal:
+        grown = base | {one.name: one.seeds[0]}
+        if _is_free(one) and _is_legal(graph, grown):
+            base = grown
+    return base
+
+
+def _climb(graph: Graph, base: Stack, rungs: list[list[Pass]], level: int) -> Iterator[Stack]:
+    """Yield every stack of the ladder, rung by rung; clashing passes of a rung branch it."""
+    stacks = [base]
+    yield base
+    for rung in rungs:
+        grown = [new for stack in stacks for new in _grow(graph, stack, rung, level)]
+        yield from grown
+        stacks = grown or stacks
+
+
+def _grow(graph: Graph, stack: Stack, rung: list[Pass], level: int) -> list[Stack]:
+    """Return the stack with each pass of a rung, and with all of them where that is legal."""
+    ones = [stack | {one.name: _seed(one, level)} for one in rung]
+    both = stack | {one.name: _seed(one, level) for one in rung}
+    wanted = [*ones, both] if len(rung) > 1 else ones
+    return [new for new in wanted if _is_legal(graph, new)]
+
+
+def _alone(graph: Graph, base: Stack, rungs: list[list[Pass]]) -> Iterator[Stack]:
+    for one in (one for rung in rungs for one in rung if one.name not in base):
+        stack = base | {one.name: one.seeds[0]}
+        if _is_legal(graph, stack):
+            yield stack
+
+
+def _seed(one: Pass, level: int) -> Mapping[str, Any]:
+    return one.seeds[min(level, len(one.seeds) - 1)]
+
+
+def _is_legal(graph: Graph, stack: Stack) -> bool:
+    return graph.why_not(Plan.of(stack)) is None
