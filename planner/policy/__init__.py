@@ -1,0 +1,1 @@
+"""The file that a search concludes with: read strictly, matched to a pipeline, applied."""

@@ -1,0 +1,46 @@
+"""A policy in one line: plan, speed-up with its bound, seconds, distance."""
+
+from __future__ import annotations
+
+from planner.case.evidence import Distance, Evidence, Latency
+from planner.case.goal import Goal
+from planner.units import format_bytes, format_seconds
+
+
+def summary(plan: str, goal: Goal, evidence: Evidence | None) -> str:
+    """Return what a reviewer wants to know first."""
+    parts = [plan, f"for {asked(goal)}"]
+    if evidence is not None:
+        parts.append(speed(evidence.latency))
+        parts += [distance(evidence.lpips)] if evidence.lpips else []
+    return "; ".join(parts)
+
+
+def asked(goal: Goal) -> str:
+    """Say what was asked for."""
+    limits = []
+    if goal.budget_seconds is not None:
+        limits.append(f"at most {format_seconds(goal.budget_seconds)} a call")
+    if goal.vram_bytes is not None:
+        limits.append(f"at most {format_bytes(goal.vram_bytes)}")
+    if goal.max_lpips is not None:
+        limits.append(f"mean LPIPS at most {goal.max_lpips:.4g}")
+    else:
+        limits.append("quality not constrained")
+    return ", ".join(limits) + f", prefer {goal.prefer}"
+
+
+def speed(latency: Latency) -> str:
+    """Say how much faster the plan is than the untouched call, and how sure that is."""
+    ratio, tuned = latency.ratio, latency.tuned
+    bound = "" if ratio.upper is None else f", at least {1 / ratio.upper:.3g}x"
+    return (
+        f"{1 / ratio.value:.3g}x faster{bound}: {format_seconds(tuned.value)} instead of "
+        f"{format_seconds(latency.baseline.value)} (median of {latency.rounds} rounds)"
+    )
+
+
+def distance(lpips: Distance) -> str:
+    """Say how far the images are from the untouched pipeline's, and how sure that is."""
+    bound = "" if lpips.mean.upper is None else f", bound {lpips.mean.upper:.4g}"
+    return f"mean LPIPS {lpips.mean.value:.4g}{bound}, n {lpips.n}"
