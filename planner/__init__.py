@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from planner.policy.runtime import Policy as Policy
     from planner.policy.runtime import check as check
     from planner.policy.runtime import load as load
-    from planner.tuning.tune import tune as tune
+    from planner.reporting.tuned import tune as tune
 
 _HOMES = {
     "Policy": "planner.policy.runtime",
     "check": "planner.policy.runtime",
     "load": "planner.policy.runtime",
-    "tune": "planner.tuning.tune",
+    "tune": "planner.reporting.tuned",
     "shapes": "planner.catalog.reader",
 }
 

@@ -52,10 +52,10 @@ class Race:
         self.calls = [tuple(prompts[i : i + size]) for i in range(0, len(prompts), size)]
         self._worker, self._artifacts, self._learned = worker, artifacts, learned
 
-    def run(self, plan: Plan, limits: Limits) -> Outcome:
-        """Measure one plan; a failure of any kind is a `Failed` outcome, never an exception."""
+    def run(self, plan: Plan, limits: Limits, calls: int | None = None) -> Outcome:
+        """Measure one plan on the first `calls` calls, or all; a failure is a `Failed` outcome."""
         try:
-            return self._run(plan, limits)
+            return self._run(plan, limits, self.calls[:calls])
         except TrialFailed as error:
             return Failed(stage=error.stage, reason=error.what, evidence=str(error.value or ""))
 
@@ -66,20 +66,20 @@ class Race:
         self._learned(plan, put.artifacts)
         return put
 
-    def _run(self, plan: Plan, limits: Limits) -> Outcome:
+    def _run(self, plan: Plan, limits: Limits, calls: list[tuple[Prompt, ...]]) -> Outcome:
         deadline = 60 + 6 * limits.reference_seconds
         put = self.put(plan, limits.reference_seconds)
         render = self._worker.render
-        before = render("baseline", self.calls[0], deadline, save=False)
-        samples = list(render("candidate", self.calls[0], deadline))
+        before = render("baseline", calls[0], deadline, save=False)
+        samples = list(render("candidate", calls[0], deadline))
         lost = _too_slow(samples[0].seconds / before[0].seconds, limits)
-        for call in self.calls[1:] if lost is None else ():
+        for call in calls[1:] if lost is None else ():
             samples += render("candidate", call, deadline)
             lost = _too_far(samples, limits)
             if lost is not None:
                 break
         # A plan that already lost is not worth another untouched call.
-        after = before if lost else render("baseline", self.calls[-1], deadline, save=False)
+        after = before if lost else render("baseline", calls[-1], deadline, save=False)
         return _measured(put, samples, before[0].seconds, after[0].seconds, lost)
 
 

@@ -20,6 +20,9 @@ from planner.tuning.session import Progress, Session
 from planner.tuning.space import space
 from planner.tuning.study import Study
 
+_BOUGHT_CALLS = 3
+"""Calls on which the winner less one pass is measured: enough for a ratio, not for a verdict."""
+
 
 class Search:
     """Runs trials for one goal inside a deadline; every outcome is told and written."""
@@ -56,12 +59,23 @@ class Search:
             self.attempt(plan, origin)
             slowest = max(slowest, time.monotonic() - began)
 
+    def bought(self, winner: Plan) -> None:
+        """Measure the winner less each of its passes, on fewer prompts: what each one bought."""
+        measured = {trial.plan for trial in self.session.trials()}
+        for name in winner.names:
+            rest = winner.without(name)
+            if rest.passes and rest not in measured and self.graph.why_not(rest) is None:
+                self.attempt(rest, "bought")
+
     def attempt(self, plan: Plan, origin: Origin) -> Trial:
         """Measure one plan and write it down; start and end are separate ledger lines."""
         number = self.session.next_number
         self.session.ledger.append("start", {"number": number, "plan": str(plan)})
         began = time.monotonic()
-        outcome = self.race.run(plan, self._limits())
+        if origin == "bought":
+            outcome = self.race.run(plan, self._unlimited(), calls=_BOUGHT_CALLS)
+        else:
+            outcome = self.race.run(plan, self._limits())
         trial = Trial(number=number, plan=plan, outcome=outcome, origin=origin,
                       seconds=time.monotonic() - began)  # fmt: skip
         self.session.ledger.append("trial", trial.model_dump(mode="json"))
@@ -86,6 +100,11 @@ class Search:
             if plan not in measured and plan.passes:
                 return plan, "seed"
         return self.study.ask(), "sampler"
+
+    def _unlimited(self) -> Limits:
+        """Return limits that stop nothing: a plan less a pass is measured however slow it is."""
+        reference = self.noise.reference_seconds
+        return Limits(goal=Goal(), reference_seconds=reference, spread=self.noise.spread)
 
     def _limits(self) -> Limits:
         reference = self.noise.reference_seconds

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from planner.case.case import Case
+from planner.case.device import Device
 from planner.case.prompts import Sample
 from planner.errors import UsageError
 from planner.passes import registry
@@ -27,8 +28,8 @@ class Progress(Protocol):
     def say(self, line: str) -> None:
         """Show one line."""
 
-    def tick(self, phase: str, seconds: float, of: float, incumbent: str) -> None:
-        """Show how much of the search time is spent, and the best plan so far."""
+    def tick(self, phase: str, done: float, of: float, incumbent: str) -> None:
+        """Show how far it is (seconds of a search, rounds of a certificate) and the best plan."""
 
 
 class Session:
@@ -52,7 +53,7 @@ class Session:
         Raises `UsageError` when a study exists and neither was asked for, or when the one that
         exists is of another case or question; each difference is named.
         """
-        folder = study_folder(request, case)
+        folder = study_folder(request, case.device)
         path = folder / "ledger.jsonl"
         body = _identity(request, case) | facts
         if not (resume and path.exists()):
@@ -110,19 +111,19 @@ class Session:
         return named
 
 
-def study_folder(request: TuneRequest, case: Case) -> Path:
+def study_folder(request: TuneRequest, device: Device) -> Path:
     """Return where a study of this request on this device lies."""
-    where = Path(request.label) / case.device.slug / goal_slug(request.goal)
+    where = Path(request.label) / device.slug / goal_slug(request.goal)
     return request.out / ".planner" / where
 
 
-def openings(request: TuneRequest, case: Case) -> int:
+def openings(request: TuneRequest, device: Device) -> int:
     """Return how often these certification prompts have been opened before, in this folder.
 
     Counts finalists written by finished or abandoned studies of any goal: each opening shows
     something about the prompts, so that a later one must be held to a stricter level.
     """
-    root = study_folder(request, case).parent
+    root = study_folder(request, device).parent
     mine = request.split.certify_hash
     count = 0
     for path in sorted(root.glob("*/ledger.jsonl*")):

@@ -1,0 +1,73 @@
+"""Makes the policy file of a finished study."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import planner
+from planner.case.case import Case
+from planner.case.evidence import Evidence
+from planner.case.goal import Goal
+from planner.case.noun import Noun
+from planner.case.prompts import hash_prompts
+from planner.passes.base import Artifact
+from planner.plans.plan import Plan
+from planner.policy.file import PolicyFile, Provenance
+from planner.tuning.conclude import Status
+from planner.tuning.session import Session
+
+
+class Conclusion(Noun):
+    """The plan that a study settled on, with what supports it."""
+
+    plan: Plan
+    status: Status
+    goal: Goal
+    evidence: Evidence
+
+
+def make_policy(
+    conclusion: Conclusion, case: Case, session: Session, artifacts: Mapping[str, Artifact]
+) -> PolicyFile:
+    """Put plan, case, evidence and provenance together."""
+    request = session.request
+    # The prompts' hash belongs to the certificate and the provenance; the case that a policy is
+    # matched against is the call alone.
+    provenance = Provenance(
+        planner=planner.__version__,
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=request.command,
+        commit=commit(),
+        seeds={"search": request.seed},
+        prompts={
+            "search": hash_prompts(request.split.search),
+            "certify": request.split.certify_hash,
+        },
+        versions=dict(case.device.libraries),
+    )
+    return PolicyFile.of(
+        conclusion.plan, status=conclusion.status, goal=conclusion.goal, case=case,
+        provenance=provenance, evidence=conclusion.evidence, artifacts=artifacts,
+    )  # fmt: skip
+
+
+def commit() -> str | None:
+    """Return the commit of a source checkout, with + where files differ; None elsewhere."""
+    root = Path(planner.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        head = _git(root, "rev-parse", "HEAD")
+        return head + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None  # no git here: provenance says less, nothing else changes
+
+
+def _git(root: Path, *words: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(root), *words], check=True, capture_output=True, text=True
+    )
+    return done.stdout.strip()

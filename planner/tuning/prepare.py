@@ -1,0 +1,180 @@
+"""From options and a search file to a request; and the dry run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from planner.case.goal import Goal
+from planner.case.noun import Scalar
+from planner.case.prompts import hash_prompts
+from planner.case.search_file import SearchFile, read_search
+from planner.case.workload import Workload
+from planner.catalog.reader import prompts_for, workload_for
+from planner.errors import UsageError
+from planner.plans.graph import build
+from planner.plans.seeds import seeds
+from planner.run.pipeline import PipelineSource
+from planner.trials.supervisor import Supervisor
+from planner.tuning.prompts import read_prompts, split_file, split_lists
+from planner.tuning.request import Split, TuneRequest, goal_of
+from planner.tuning.score import AIM
+from planner.tuning.session import Progress
+from planner.tuning.space import space
+from planner.units import parse_seconds
+
+_CALL = {"steps": "num_inference_steps", "height": "height", "width": "width"}
+
+
+def prepare(
+    options: Mapping[str, Any], search_file: Path | None = None, command: str = ""
+) -> TuneRequest:
+    """Make a request from options; they win over the search file, which wins over defaults.
+
+    Raises `UsageError` or `InvalidFile` for anything that cannot be read or is missing.
+    """
+    asked = _merged(options, read_search(search_file) if search_file else None)
+    model = asked.get("model") or "shapes"
+    workload = _workload(model, asked)
+    source = PipelineSource(
+        model=model, revision=asked.get("revision"), path=asked.get("path"),
+        dtype=workload.dtype, device=asked.get("device"),
+    )  # fmt: skip
+    seed = asked.get("seed") or 0
+    certify = not asked.get("no_certify", False)
+    split = _split(model, asked, seed, certify=certify, batch=workload.batch_size)
+    prompts = hash_prompts((*split.search, *split.certify))
+    return TuneRequest(
+        source=source, workload=workload.model_copy(update={"prompts": prompts}),
+        goal=_goal(asked), split=split, with_passes=tuple(asked.get("with_passes") or ()),
+        without_passes=tuple(asked.get("without_passes") or ()),
+        domains=asked.get("domains") or {},
+        search_seconds=parse_seconds(asked.get("search_time") or "15m"),
+        trials=asked.get("trials"), sampler=asked.get("sampler") or "gp", seed=seed,
+        certify=certify, out=Path(asked.get("out") or "."), command=command,
+    )  # fmt: skip
+
+
+def dry_run(request: TuneRequest, progress: Progress) -> dict[str, Any]:
+    """Say what a search would do: legal passes, exclusions, variables, seeds, estimated seconds.
+
+    Loads the pipeline and times one untouched call; writes nothing.
+    """
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as scratch:
+        images, log = Path(scratch) / "images", Path(scratch) / "worker.log"
+        with Supervisor(request.source, request.workload, images, log=log) as worker:
+            size = worker.case.workload.batch_size
+            call = request.split.search[:size]
+            worker.render("baseline", call, 3600.0, save=False)
+            seconds = worker.render("baseline", call, 3600.0, save=False)[0].seconds
+            case = worker.case
+    graph = build(case, with_=request.with_passes, without=request.without_passes)
+    found = {
+        "case": case.digest(),
+        "legal": [one.name for one in graph.legal],
+        "excluded": dict(graph.excluded),
+        "space": {
+            name: domain.model_dump(exclude_defaults=True)
+            for name, domain in space(graph, case, request.domains).items()
+        },
+        "seeds": [str(plan) for plan in seeds(graph, case, request.goal)],
+        "estimate": estimate(request, seconds, size),
+    }
+    _say(found, progress)
+    return found
+
+
+def estimate(request: TuneRequest, reference: float, batch: int) -> dict[str, float]:
+    """Return estimated seconds of baseline and certificate, and how many trials fit between."""
+    tuned = min(request.goal.budget_seconds or reference, reference) * AIM
+    calls = len(request.split.search) / batch
+    baseline = (2 * calls + 1) * reference
+    certificate = len(request.split.certify) / batch * (reference + tuned)
+    if not request.certify:
+        certificate = 0.0
+    trial = 2 * reference + (calls + 1) * tuned
+    left = max(0.0, request.search_seconds - baseline - 1.3 * certificate - 45)
+    return {
+        "untouched_call_seconds": round(reference, 3), "baseline_seconds": round(baseline, 1),
+        "certificate_seconds": round(certificate, 1), "trial_seconds": round(trial, 1),
+        "trials_that_fit": round(left / trial), "search_seconds": request.search_seconds,
+    }  # fmt: skip
+
+
+def _merged(options: Mapping[str, Any], file: SearchFile | None) -> dict[str, Any]:
+    """Lay given options over the search file's values; tuples of passes add up."""
+    given = {k: v for k, v in options.items() if v not in (None, (), False)}
+    if file is None:
+        return given
+    stored = file.model_dump(exclude_unset=True, exclude={"with_", "without", "workload"})
+    stored["domains"] = file.narrowing
+    call = dict(file.workload)
+    if "batch_size" in call:
+        stored["batch"] = call.pop("batch_size")
+    stored["call"] = call
+    for name, passes in (("with_passes", file.with_), ("without_passes", file.without)):
+        given[name] = tuple(dict.fromkeys((*passes, *given.get(name, ()))))
+    return stored | given
+
+
+def _goal(asked: Mapping[str, Any]) -> Goal:
+    cap = asked.get("max_lpips")
+    return goal_of(asked.get("budget"), asked.get("vram"), None if cap is None else str(cap),
+                   asked.get("prefer"))  # fmt: skip
+
+
+def _workload(model: str, asked: Mapping[str, Any]) -> Workload:
+    known = workload_for(model)
+    call: dict[str, Scalar] = (dict(known.call) if known else {}) | dict(asked.get("call") or {})
+    for option, name in _CALL.items():
+        if asked.get(option) is not None:
+            call[name] = asked[option]
+    if "num_inference_steps" not in call:
+        raise UsageError(
+            f"the reference call of {model} is not known", value=model,
+            way_out="give at least --steps, and --height, --width and --guidance where they "
+            "differ from the pipeline's defaults",
+        )  # fmt: skip
+    if asked.get("guidance") is not None:
+        name = "true_cfg_scale" if "true_cfg_scale" in call else "guidance_scale"
+        call[name] = asked["guidance"]
+    base = known or Workload(call=call)
+    update = {
+        key: asked[option]
+        for key, option in (("batch_size", "batch"), ("dtype", "dtype"))
+        if asked.get(option) is not None
+    }
+    if update.get("batch_size", 1) < 1:
+        raise UsageError(f"a batch of {update['batch_size']} is empty",
+                         value=update["batch_size"], way_out="give --batch 1 or more")  # fmt: skip
+    return base.model_copy(update={"call": call} | update)
+
+
+def _split(
+    model: str, asked: Mapping[str, Any], seed: int, *, certify: bool, batch: int
+) -> Split:
+    if asked.get("prompts") is not None:
+        texts = read_prompts(Path(asked["prompts"]))
+        return split_file(texts, seed, certify=certify, batch=batch)
+    search, unseen = prompts_for(model, "tune"), prompts_for(model, "certify")
+    if search is None or unseen is None:
+        raise UsageError(f"no prompts are known for {model}", value=model,
+                         way_out="give --prompts FILE with one prompt a line")  # fmt: skip
+    return split_lists(search, unseen, seed, batch=batch)
+
+
+def _say(found: Mapping[str, Any], progress: Progress) -> None:
+    progress.say("legal here: " + ", ".join(found["legal"]))
+    for name, why in found["excluded"].items():
+        progress.say(f"not {name}: {why}")
+    for plan in found["seeds"]:
+        progress.say(f"seed: {plan}")
+    e = found["estimate"]
+    progress.say(
+        f"untouched call {e['untouched_call_seconds']:.2f} s; about {e['trials_that_fit']} trials "
+        f"of {e['trial_seconds']:.0f} s fit beside the baseline ({e['baseline_seconds']:.0f} s) "
+        f"and the certificate ({e['certificate_seconds']:.0f} s)"
+    )

@@ -1,0 +1,205 @@
+"""The main job, step by step: baseline twice, search, certificate, policy and page."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from datetime import UTC, datetime
+from typing import Any
+
+from planner.case.goal import Goal
+from planner.errors import Interrupted, NoPlanMeetsGoal, NotCertified
+from planner.plans.graph import Graph, build
+from planner.policy.file import write_policy
+from planner.run.devices.base import backend
+from planner.trials.supervisor import Supervisor
+from planner.tuning.certificate import Certification
+from planner.tuning.choose import fastest, incumbent
+from planner.tuning.conclude import certificate, evidence, page_path, policy_path, rounds_of_trial
+from planner.tuning.noise import Noise, measure_noise, resolve
+from planner.tuning.policies import Conclusion, make_policy
+from planner.tuning.race import Race
+from planner.tuning.request import TuneRequest, TuneResult, goal_slug
+from planner.tuning.score import AIM
+from planner.tuning.search import Search
+from planner.tuning.session import Progress, Session, study_folder
+
+EXTRAS_SECONDS = 45.0
+"""Reserved after the certificate for what each pass bought, the policy and the page."""
+
+
+def run(
+    request: TuneRequest, progress: Progress, *, resume: bool = False, fresh: bool = False
+) -> TuneResult:
+    """Tune as asked and return what was concluded; the policy is written to `request.out`.
+
+    Raises `NoPlanMeetsGoal`, `NotCertified` and `Interrupted` with the study kept, `UsageError`
+    for a cap below the noise floor or another study in the same place.
+    """
+    device = backend(request.source.device).describe()
+    folder = study_folder(request, device)
+    folder.mkdir(parents=True, exist_ok=True)
+    images, log = folder / "images", folder / "worker.log"
+    with Supervisor(request.source, request.workload, images, log=log) as worker:
+        graph = build(
+            worker.case, with_=request.with_passes, without=request.without_passes
+        )
+        session = Session.begin(
+            request, worker.case, _facts(request, graph), resume=resume, fresh=fresh
+        )
+        with closing(session.ledger):
+            try:
+                return Tuning(session, worker, graph, progress).run()
+            except KeyboardInterrupt as error:
+                trials = len(session.trials())
+                raise Interrupted(
+                    f"stopped after {trials} finished trials; all are kept in {folder}",
+                    way_out="go on with the same command and --resume",
+                ) from error
+
+
+class Tuning:
+    """One run of one study, from the untouched pipeline to the policy."""
+
+    def __init__(
+        self, session: Session, worker: Supervisor, graph: Graph, progress: Progress
+    ) -> None:
+        self.session, self.worker, self.graph, self.progress = session, worker, graph, progress
+        self.request = session.request
+        self.race = Race(worker, self.request.split.search, session.artifacts, session.learned)
+
+    def run(self) -> TuneResult:
+        """Take every step in turn."""
+        self.progress.say(f"tuning {self.request.label} on {self.worker.case.device.name}")
+        noise = measure_noise(self.session, self.worker, self.race.calls)
+        goal = resolve(self.request.goal, noise)
+        self._say_plan(noise, goal)
+        search = Search(self.session, self.race, self.graph, goal, noise, self.progress)
+        reserve = self.reserve(noise, goal)
+        ended = search.run(lambda: self._left(search, reserve))
+        self.progress.say(f"search ended: {ended}; best: {search.best()}")
+        if incumbent(self.session.trials(), goal, noise.reference_seconds) is None:
+            raise self._nothing_found(noise, goal)
+        conclusion = self._conclude(search, noise, goal)
+        return self._write(conclusion)
+
+    def reserve(self, noise: Noise, goal: Goal) -> float:
+        """Return the seconds that are kept for the certificate and what follows it."""
+        if not self.request.certify:
+            return EXTRAS_SECONDS
+        tuned = min(goal.budget_seconds or noise.reference_seconds, noise.reference_seconds)
+        calls = len(self.request.split.certify) / self.worker.case.workload.batch_size
+        return 1.3 * calls * (noise.reference_seconds + AIM * tuned) + EXTRAS_SECONDS
+
+    def _left(self, search: Search, reserve: float) -> float:
+        total = self.request.search_seconds
+        self.progress.tick("search", self.session.elapsed, total - reserve, search.best())
+        return total - reserve - self.session.elapsed
+
+    def _say_plan(self, noise: Noise, goal: Goal) -> None:
+        reserve = self.reserve(noise, goal)
+        self.progress.say(
+            f"untouched: {noise.reference_seconds:.2f} s a call (±{noise.spread:.1%}), noise "
+            f"floor LPIPS {noise.lpips:.4f}; {reserve:.0f} s of {self.request.search_seconds:.0f} "
+            "s are reserved for the certificate"
+        )
+
+    def _conclude(self, search: Search, noise: Noise, goal: Goal) -> Conclusion:
+        """Certify, or take the search's word where no certificate was asked for."""
+        trials = self.session.trials()
+        if not self.request.certify:
+            found = incumbent(trials, goal, noise.reference_seconds)
+            assert found is not None
+            rounds = rounds_of_trial(found[0])
+            plan = found[0].plan
+            facts = evidence(plan, rounds, noise, goal, trials, None)
+            return Conclusion(plan=plan, status="measured", goal=goal, evidence=facts)
+        tests = Certification(self.session, self.worker, self.race, goal, noise, self.progress)
+        verdicts, rounds = tests.run()
+        passed = next((verdict for verdict in verdicts if verdict.passed), None)
+        if passed is None:
+            raise self._not_certified(goal, [v.stopped_early or "" for v in verdicts])
+        search.bought(passed.plan)
+        facts = evidence(
+            passed.plan, rounds, noise, goal, self.session.trials(),
+            certificate(verdicts, tests.plans, self.request.split, tests.openings),
+            level=1 - passed.alpha_each,
+        )  # fmt: skip
+        return Conclusion(plan=passed.plan, status="certified", goal=goal, evidence=facts)
+
+    def _write(self, conclusion: Conclusion) -> TuneResult:
+        where = (self.request.out, self.request.label, self.worker.case.device.slug,
+                 goal_slug(self.request.goal))  # fmt: skip
+        path = policy_path(*where)
+        artifacts = self.session.artifacts(conclusion.plan)
+        policy = make_policy(conclusion, self.worker.case, self.session, artifacts)
+        write_policy(policy, path)
+        result = self._result(conclusion, str(path), str(page_path(*where)))
+        self._end(conclusion.status, result)
+        return result
+
+    def _result(self, conclusion: Conclusion, policy: str, page: str) -> TuneResult:
+        facts = conclusion.evidence
+        trials = self.session.trials()
+        elapsed = self.session.elapsed
+        return TuneResult(
+            status=conclusion.status, policy=policy, page=page, plan=str(conclusion.plan),
+            speedup=round(1 / facts.latency.ratio.value, 3), latency=facts.latency.tuned,
+            lpips=facts.lpips.mean if facts.lpips else None, baseline=facts.latency.baseline,
+            memory=facts.memory_tuned, trials=len(trials),
+            failed_trials=sum(t.outcome.kind == "failed" for t in trials),
+            seconds=round(elapsed, 1),
+            share_in_pipeline=round(self.worker.pipeline_seconds / max(elapsed, 1e-9), 3),
+            overhead_seconds_per_trial=round(
+                self.worker.overhead_seconds / max(1, len(trials)), 2
+            ),
+        )  # fmt: skip
+
+    def _end(self, status: str, result: TuneResult | None) -> None:
+        body: dict[str, Any] = {"status": status, "seconds": self.session.elapsed}
+        if result is not None:
+            body |= result.model_dump(mode="json")
+        self.session.ledger.append("end", body)
+
+    def _nothing_found(self, noise: Noise, goal: Goal) -> NoPlanMeetsGoal:
+        reference = noise.reference_seconds
+        found = fastest(self.session.trials(), goal, reference)
+        seen = "nothing could be measured"
+        if found is not None:
+            trial, score = found
+            lpips = "unknown" if score.lpips is None else f"{score.lpips:.3f}"
+            seen = f"the fastest seen is {trial.plan} at {score.seconds:.2f} s, LPIPS {lpips}"
+        self._end("none", None)
+        return NoPlanMeetsGoal(
+            f"no plan meets the goal ({_asked(goal)}) on this device; {seen}",
+            way_out="raise the budget or the LPIPS cap, or give more --search-time with --resume",
+        )
+
+    def _not_certified(self, goal: Goal, reasons: list[str]) -> NotCertified:
+        self._end("not certified", None)
+        why = "; ".join(reason for reason in reasons if reason) or "a bound lay over its limit"
+        return NotCertified(
+            f"no finalist was certified for {_asked(goal)} on {len(self.request.split.certify)} "
+            f"unseen prompts ({why})",
+            way_out="raise a limit, or give --no-certify for a policy of status measured",
+        )
+
+
+def _facts(request: TuneRequest, graph: Graph) -> dict[str, Any]:
+    """Return what a study records about itself besides its identity."""
+    return {
+        "command": request.command,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "excluded": dict(graph.excluded),
+        "versions": dict(graph.case.device.libraries),
+    }
+
+
+def _asked(goal: Goal) -> str:
+    said = []
+    if goal.budget_seconds is not None:
+        said.append(f"{goal.budget_seconds:g} s")
+    if goal.vram_bytes is not None:
+        said.append(f"{goal.vram_bytes / 2**30:.2f} GiB")
+    if goal.max_lpips is not None:
+        said.append(f"LPIPS {goal.max_lpips:g}")
+    return ", ".join(said)
