@@ -35,12 +35,29 @@ class Limits(Noun):
         return high
 
 
+class Overrides(Noun):
+    """Arguments of the reference call that differ from what the catalogue says.
+
+    Fields are named like the options of `planner tune`; `call` takes any other keyword argument
+    of the pipeline call, such as negative_prompt.
+    """
+
+    model_config = ConfigDict(strict=True)
+
+    steps: int | None = Field(None, ge=1)
+    height: int | None = Field(None, ge=8)
+    width: int | None = Field(None, ge=8)
+    guidance: float | None = None
+    batch: int | None = Field(None, ge=1)
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    call: dict[str, Scalar] | None = None
+
+
 class SearchFile(Noun):
     """A declared search: the model, the goal, and what is narrowed; flags override it.
 
-    Fields are named like the options of `planner tune` and mean the same. `domains` is
-    pass → setting → {low, high, step, log, choices}; `workload` holds arguments of the
-    reference call, and `batch_size`, that differ from what the catalogue says.
+    Keys are named like the options of `planner tune` and mean the same; `domains` is
+    pass → setting → {low, high, step, log, choices}.
     """
 
     model_config = ConfigDict(strict=True, populate_by_name=True)
@@ -48,17 +65,16 @@ class SearchFile(Noun):
     model: str = "shapes"
     revision: str | None = None
     path: str | None = None
-    dtype: Literal["float32", "float16", "bfloat16"] | None = None
     device: str | None = None
     prompts: str | None = None
     budget: str | None = None
     vram: str | None = None
     max_lpips: str | None = None
     prefer: Literal["quality", "speed"] | None = None
-    with_: tuple[str, ...] = Field((), alias="with")
-    without: tuple[str, ...] = ()
+    with_passes: tuple[str, ...] = Field((), alias="with")
+    without_passes: tuple[str, ...] = Field((), alias="without")
     domains: dict[str, dict[str, Limits]] = {}
-    workload: dict[str, Scalar] = {}
+    workload: Overrides = Overrides()
     search_time: str | None = None
     trials: int | None = Field(None, ge=1)
     seed: int = Field(0, ge=0)
@@ -91,6 +107,8 @@ def read_search(path: Path) -> SearchFile:
     body = read(path, what="a search file")
     known = {info.alias or name for name, info in SearchFile.model_fields.items()}
     _check_keys(body, known, str(path))
+    if isinstance(body.get("workload"), dict):
+        _check_keys(body["workload"], set(Overrides.model_fields), f"{path}: workload")
     for name, settings in _mappings(body.get("domains")):
         for setting, limits in _mappings(settings):
             _check_keys(limits, set(Limits.model_fields), f"{path}: domains.{name}.{setting}")
