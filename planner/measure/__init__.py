@@ -1,0 +1,1 @@
+"""Seconds, bytes, distance from the reference images, and the bounds drawn from them."""
