@@ -82,7 +82,7 @@ class Certification:
         if self._on != plan:
             self.race.put(plan, self.noise.reference_seconds)
             self._on = plan
-        images = self.worker.images
+        images = self.session.images
         known = all(reference_image(images, prompt).exists() for prompt in call)
         untouched = None
         if not known or index < ROUNDS:

@@ -109,13 +109,13 @@ def _merged(options: Mapping[str, Any], file: SearchFile | None) -> dict[str, An
     given = {k: v for k, v in options.items() if v not in (None, (), False)}
     if file is None:
         return given
-    stored = file.model_dump(exclude_unset=True, exclude={"with_", "without", "workload"})
+    stored = file.model_dump(exclude_unset=True, exclude={"with_passes", "without_passes", "workload"})
     stored["domains"] = file.narrowing
     call = dict(file.workload)
     if "batch_size" in call:
         stored["batch"] = call.pop("batch_size")
     stored["call"] = call
-    for name, passes in (("with_passes", file.with_), ("without_passes", file.without)):
+    for name, passes in (("with_passes", file.with_passes), ("without_passes", file.without_passes)):
         given[name] = tuple(dict.fromkeys((*passes, *given.get(name, ()))))
     return stored | given
 

@@ -78,6 +78,11 @@ class Session:
         return trials + sum(sample.seconds for sample in self.ledger.samples())
 
     @property
+    def images(self) -> Path:
+        """Return the folder of rendered images: baseline/ and one per plan."""
+        return self.folder / "images"
+
+    @property
     def elapsed(self) -> float:
         """Return the seconds of this run plus what earlier runs measured."""
         return self._before + time.monotonic() - self._began

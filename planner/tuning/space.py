@@ -116,7 +116,7 @@ def _domains(one: Pass, case: Case, narrowing: Mapping[str, Mapping[str, Any]]) 
                 way_out=nearest(setting, one.settings.model_fields),
             )
         base = found.get(setting, Domain())
-        found[setting] = Domain.model_validate(base.model_dump(exclude_defaults=True) | limits)
+        found[setting] = Domain.model_validate(base.model_dump(exclude_defaults=True) | dict(limits))
     return found
 
 
