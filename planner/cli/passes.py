@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from planner.cli.common import emit_json, json_option, table
 from planner.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from planner.case.case import Case
 
 
 @click.command(name="passes")
@@ -92,9 +95,27 @@ def _needs(one: Any) -> list[str]:
     """Return one sentence a need and a library, with the source."""
     said = []
     for need in one.needs:
-        page = (need.missing.__doc__ or need.missing.__name__.strip("_").replace("_", " ")).strip()
-        said.append(f"needs {page.splitlines()[0].rstrip('.')} ({need.source})")
-    return said + [f"needs the library {library}" for library in one.imports]
+        answer = need.missing(_poorest())
+        page = answer.partition(";")[0] if answer else need.missing.__doc__
+        words = page or f"{one.name} needs {need.missing.__name__.strip('_').replace('_', ' ')}"
+        said.append(f"{words.strip().rstrip('.')} ({need.source})")
+    return said + [f"{one.name} needs the library {library}" for library in one.imports]
+
+
+def _poorest() -> Case:
+    """Return a case that fulfils nearly no need, so that passes say what they miss."""
+    from planner.case.case import Case
+    from planner.case.device import Device
+    from planner.case.model import Model, Traits
+    from planner.case.workload import Workload
+
+    return Case(
+        model=Model(
+            id="", pipeline="", components={}, traits=Traits(denoiser="", denoiser_class="")
+        ),
+        device=Device(kind="fake", name="none", memory_bytes=0),
+        workload=Workload(call={"num_inference_steps": 1, "sigmas": None}),
+    )
 
 
 def _avoids(one: Any) -> list[str]:

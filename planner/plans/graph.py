@@ -74,6 +74,14 @@ class Graph:
         kept = [tuple(stack) for stack in found if set(self.required) <= set(stack)]
         return tuple(sorted(kept, key=lambda stack: [position[name] for name in stack]))
 
+    @property
+    def exclusions(self) -> tuple[str, ...]:
+        """Return one line a pass that is not legal: its name and the reason."""
+        return tuple(
+            why if why.startswith(f"{name} ") else f"{name}: {why}"
+            for name, why in sorted(self.excluded.items())
+        )
+
     def picture(self, path: Path) -> None:
         """Draw passes, order, clashes and exclusions into a PNG or SVG file."""
         from planner.plans.picture import draw
@@ -89,7 +97,7 @@ class Graph:
         names = [entry.name for entry in plan.passes]
         for name in names:
             if name in self.excluded:
-                return f"{name} is not legal here: {self.excluded[name]}"
+                return f"{name} is not legal here: {self.excluded[name].removeprefix(f'{name} ')}"
             if name not in known:
                 return f"no pass is called {name!r}: {nearest(name, {*known, *self.excluded})}"
             if names.count(name) > 1:

@@ -75,9 +75,9 @@ def _stage(graph: Graph, name: str) -> Stage:
 def _notes(graph: Graph, characters: int) -> list[tuple[str, str]]:
     """Return the lines of the exclusions with their font weight."""
     lines: list[tuple[str, str]] = [("Not legal here", "bold")] if graph.excluded else []
-    for name, why in sorted(graph.excluded.items()):
-        wrapped = wrap(f"{name}: {why}", characters, subsequent_indent="      ")
-        lines += [(line, "normal") for line in wrapped]
+    for line in graph.exclusions:
+        wrapped = wrap(line, characters, subsequent_indent="      ")
+        lines += [(part, "normal") for part in wrapped]
     return lines
 
 

@@ -1,0 +1,136 @@
+"""`planner graph`: what may stand together for a model on this device, and why not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from planner.cli.common import emit_json, json_option, say, table
+
+if TYPE_CHECKING:
+    from planner.case.case import Case
+    from planner.case.search_file import SearchFile
+    from planner.case.workload import Workload
+    from planner.plans.graph import Graph
+
+
+@click.command(name="graph")
+@click.argument("model", required=False)
+@click.option("--why", is_flag=True, help="Name the reason for every pass that is not legal.")
+@click.option("--png", type=click.Path(path_type=Path), help="Draw the graph into this file.")
+@click.option("--device", metavar="KIND", help="cpu or cuda; the best available by default.")
+@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]),
+              help="Number format to load in.")  # fmt: skip
+@click.option("--revision", metavar="COMMIT", help="Commit of a Hub model.")
+@click.option("--path", metavar="DIR", help="Folder that module:function is imported from.")
+@click.option("--steps", type=click.IntRange(1), help="Steps of the reference call.")
+@click.option("--guidance", type=float, help="Guidance scale of the reference call.")
+@click.option("--with", "with_", multiple=True, metavar="PASS", help="Only plans with it.")
+@click.option("--without", multiple=True, metavar="PASS", help="Only plans without it.")
+@click.option("--search", type=click.Path(path_type=Path), metavar="FILE",
+              help="A search file; options given here take precedence.")  # fmt: skip
+@json_option
+def command(
+    why: bool, png: Path | None, with_: tuple[str, ...], without: tuple[str, ...],
+    search: Path | None, as_json: bool, **flags: Any,
+) -> None:  # fmt: skip
+    """Show the passes that are legal for MODEL here, in plan order, and their clashes.
+
+    MODEL is shapes (the default), a local diffusers folder, a Hub id, or module:function that
+    returns a pipeline. It is loaded to be described; nothing is rendered.
+    """
+    from planner.case.search_file import SearchFile, read_search
+    from planner.plans.graph import build
+
+    declared = SearchFile() if search is None else read_search(search)
+    graph = build(
+        _case(declared, flags),
+        with_=(*declared.with_passes, *with_),
+        without=(*declared.without_passes, *without),
+    )
+    if png is not None:
+        graph.picture(png)
+        say(f"drawn into {png}")
+    if as_json:
+        emit_json(_facts(graph))
+    else:
+        click.echo(_text(graph, why))
+
+
+def _case(declared: SearchFile, flags: dict[str, Any]) -> Case:
+    """Load the pipeline and describe it; a flag wins over the search file."""
+    from planner.run.pipeline import PipelineSource, case_of, load_pipeline
+
+    model = flags["model"] or declared.model
+    workload = _workload(model, declared, flags)
+    source = PipelineSource(
+        model=model,
+        revision=flags["revision"] or declared.revision,
+        path=flags["path"] or declared.path,
+        dtype=workload.dtype,
+        device=flags["device"] or declared.device,
+    )
+    return case_of(load_pipeline(source), source, workload)
+
+
+def _workload(model: str, declared: SearchFile, flags: dict[str, Any]) -> Workload:
+    """Return the reference call: the catalogue's, then the search file's, then the flags'.
+
+    Raises `UsageError` where nothing says how many steps it takes.
+    """
+    from planner.case.workload import Workload
+    from planner.catalog.reader import workload_for
+    from planner.errors import UsageError
+
+    base = workload_for(model) or Workload(call={})
+    asked = declared.workload.model_dump(exclude_none=True)
+    asked |= {key: flags[key] for key in ("steps", "guidance", "dtype") if flags[key] is not None}
+    guidance = "true_cfg_scale" if "true_cfg_scale" in base.call else "guidance_scale"
+    words = {"steps": "num_inference_steps", "guidance": guidance}
+    call = base.call | asked.get("call", {})
+    for key in ("steps", "guidance", "height", "width"):
+        if key in asked:
+            call[words.get(key, key)] = asked[key]
+    if "num_inference_steps" not in call:
+        what = f"the reference call of {model} is not known"
+        raise UsageError(what, value=model, way_out="give at least --steps")
+    batch, dtype = asked.get("batch", base.batch_size), asked.get("dtype", base.dtype)
+    return base.model_copy(update={"call": call, "batch_size": batch, "dtype": dtype})
+
+
+def _facts(graph: Graph) -> dict[str, Any]:
+    return {
+        "model": graph.case.model.id,
+        "device": graph.case.device.name,
+        "legal": [one.name for one in graph.legal],
+        "excluded": graph.excluded,
+        "clashes": [clash._asdict() for clash in graph.clashes],
+        "stacks": graph.stacks(),
+    }
+
+
+def _text(graph: Graph, why: bool) -> str:
+    rows = [
+        (str(number), one.name, one.stage.name.lower().replace("_", " "), one.fidelity.value)
+        for number, one in enumerate(graph.legal, 1)
+    ]
+    lines = [f"{graph.case.model.id} on {graph.case.device.name}", ""]
+    lines += [table(("", "pass", "stage", "fidelity"), rows), ""]
+    lines += [_clash(clash) for clash in graph.clashes]
+    if graph.excluded and why:
+        lines += ["", "not legal here:"]
+        lines += [f"  {line}" for line in graph.exclusions]
+    elif graph.excluded:
+        names = ", ".join(sorted(graph.excluded))
+        lines += ["", f"not legal here: {names} (--why names the reasons)"]
+    elif why:
+        lines += ["", "every pass is legal here"]
+    return "\n".join(lines)
+
+
+def _clash(clash: Any) -> str:
+    """Word a clash: what it means for a plan, then the sentence."""
+    verdict = "not together" if clash.verdict == "breaks" else clash.verdict
+    return f"{verdict}{'' if clash.always else ' with some settings'}: {clash}"
