@@ -154,10 +154,15 @@ def schema() -> dict[str, Any]:
     return found
 
 
+def document(policy: PolicyFile) -> dict[str, Any]:
+    """Return what a policy's file says, as plain data in a reader's order."""
+    body = _body(policy)
+    return body | {"digest": digest(body)}
+
+
 def dump(policy: PolicyFile) -> str:
     """Return the text of a policy: the same policy, the same bytes."""
-    body = _body(policy)
-    return _HEAD + to_yaml(body | {"digest": digest(body)})
+    return _HEAD + to_yaml(document(policy))
 
 
 def write_policy(policy: PolicyFile, path: Path) -> None:
@@ -180,13 +185,13 @@ def read_policy(path: Path) -> PolicyFile:
     where = str(path)
     body = strict_yaml.read(path, what="a policy")
     _check_version(body, where)
-    document = parsed(Document, body, where=where)
+    written = parsed(Document, body, where=where)
     del body["digest"]
-    if document.seal != digest(body):
+    if written.seal != digest(body):
         problem = f"{where} was edited by hand or damaged: its digest does not fit"
-        raise InvalidFile(problem, value=document.seal, way_out=RESTORE)
-    _check_plan(document, where)
-    return _policy(document, path)
+        raise InvalidFile(problem, value=written.seal, way_out=RESTORE)
+    _check_plan(written, where)
+    return _policy(written, path)
 
 
 def _check_version(body: Mapping[str, Any], where: str) -> None:
@@ -202,9 +207,9 @@ def _check_version(body: Mapping[str, Any], where: str) -> None:
                           value=version, way_out=way_out)  # fmt: skip
 
 
-def _check_plan(document: Document, where: str) -> None:
+def _check_plan(found: Document, where: str) -> None:
     """Hold the written passes against the installed ones: names, order and settings."""
-    written = tuple(PlannedPass(name=p.name, settings=p.settings) for p in document.plan)
+    written = tuple(PlannedPass(name=p.name, settings=p.settings) for p in found.plan)
     try:
         plan = Plan.of(written)
     except UsageError as error:
@@ -223,23 +228,23 @@ def _check_plan(document: Document, where: str) -> None:
                 raise InvalidFile(problem, value=value, way_out=RESTORE)
 
 
-def _policy(document: Document, path: Path) -> PolicyFile:
+def _policy(found: Document, path: Path) -> PolicyFile:
     """Return what a document means, its long artifacts read from beside it."""
     passes = []
-    for entry in document.plan:
+    for entry in found.plan:
         learned = entry.artifact
         if isinstance(learned, str):
             learned = artifacts.read(path.parent / learned)
         passes.append(PolicyPass(name=entry.name, settings=entry.settings, artifact=learned))
     return PolicyFile(
-        status=document.status, summary=document.summary, case=document.case,
-        evidence=document.evidence, provenance=document.provenance,
-        goal=read_goal(document.goal, where=str(path)), plan=tuple(passes),
+        status=found.status, summary=found.summary, case=found.case,
+        evidence=found.evidence, provenance=found.provenance,
+        goal=read_goal(found.goal, where=str(path)), plan=tuple(passes),
     )  # fmt: skip
 
 
 def _body(policy: PolicyFile) -> dict[str, Any]:
-    """Return what a policy's file says less the digest, as plain data in a reader's order."""
+    """Return the document less its digest."""
     return {
         "apiVersion": policy.api_version,
         "kind": policy.kind,

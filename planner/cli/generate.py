@@ -1,0 +1,44 @@
+"""`planner generate`: one image under a policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from planner.cli.common import say
+
+
+@click.command(name="generate")
+@click.option("--policy", "file", required=True, type=click.Path(path_type=Path), metavar="FILE",
+              help="The policy to apply.")  # fmt: skip
+@click.option("--prompt", required=True, help="What to draw.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
+              help="Seed of the initial latents.")  # fmt: skip
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE",
+              help="Where to write the image, as PNG.")  # fmt: skip
+@click.option("--model", help="A folder, Hub id or module:function; the policy's own if it is "
+              "an embedded model.")  # fmt: skip
+@click.option("--revision", metavar="COMMIT", help="Commit of a Hub model.")
+@click.option("--path", metavar="DIR", help="Where the module of a module:function model lies.")
+@click.option("--device", metavar="KIND", help="cpu or cuda; the policy's if not given.")
+def command(
+    file: Path, prompt: str, seed: int, out: Path, model: str | None, **where: str | None
+) -> None:
+    """Load the pipeline, apply a policy and render one image.
+
+    Exit codes: 0 done, 2 usage, 5 the policy does not fit, 6 invalid file.
+    """
+    from planner.policy.runtime import load
+
+    policy = load(file)
+    source = policy.source(model, **where)
+
+    from planner.policy.generate import generate
+    from planner.run.pipeline import load_pipeline
+
+    stats = generate(policy, load_pipeline(source), prompt, seed, out)
+    for name, counters in stats.items():
+        if counters:
+            say(f"{name}: " + ", ".join(f"{key} {value}" for key, value in counters.items()))
+    say(f"wrote {out}")

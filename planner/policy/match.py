@@ -1,0 +1,138 @@
+"""Holds a policy against a live pipeline: what must fit, and what it was certified under."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import metadata
+
+from packaging.requirements import Requirement
+
+from planner.case.case import Case
+from planner.case.device import Device
+from planner.case.model import Component, Model
+from planner.case.noun import Noun
+from planner.case.workload import Workload
+from planner.passes import registry
+from planner.policy.file import PolicyFile
+from planner.units import format_bytes
+
+
+class Differences(Noun):
+    """Sentences on how a pipeline and its device differ from a policy's case.
+
+    Any in `must` refuses the policy; those in `envelope` leave it usable, but not certified.
+    """
+
+    must: tuple[str, ...] = ()
+    envelope: tuple[str, ...] = ()
+
+
+def differences(policy: PolicyFile, case: Case) -> Differences:
+    """Compare a policy with a live case; every sentence names both values, the policy's first."""
+    return Differences(
+        must=(
+            *_model(policy.case.model, case.model),
+            *_capability(policy.case.device, case.device),
+            *_needs(policy, case),
+            *_libraries(policy),
+        ),
+        envelope=(
+            *_device(policy.case.device, case.device),
+            *_workload(policy.case.workload, case.workload),
+        ),
+    )
+
+
+def _model(policy: Model, live: Model) -> Iterator[str]:
+    if policy.pipeline != live.pipeline:
+        yield f"the policy is for a {policy.pipeline}; this is a {live.pipeline}"
+    for name in sorted(policy.components.keys() | live.components.keys()):
+        yield from _component(name, policy.components.get(name), live.components.get(name))
+    if policy.adapters != live.adapters:
+        with_, here = _listed(policy.adapters), _listed(live.adapters)
+        yield f"the policy is for adapters {with_}; the pipeline has {here}"
+
+
+def _component(name: str, policy: Component | None, live: Component | None) -> Iterator[str]:
+    if policy is None or live is None:
+        has, lacks = ("the pipeline", "the policy's") if policy is None else (
+            "the policy's pipeline", "this one")  # fmt: skip
+        kind = (policy or live or Component(class_name="", config="")).class_name
+        yield f"{has} has a component {name} ({kind}); {lacks} has none"
+    elif policy.class_name != live.class_name:
+        yield f"{name} is a {policy.class_name} in the policy and a {live.class_name} here"
+    elif policy.config != live.config:
+        yield f"{name} has config {policy.config[:12]} in the policy and {live.config[:12]} here"
+    elif policy.weights != live.weights:
+        yield f"{name} has weights {_hash(policy.weights)} in the policy and " \
+              f"{_hash(live.weights)} here: a fine-tune, or another precision"  # fmt: skip
+
+
+def _capability(policy: Device, live: Device) -> Iterator[str]:
+    if policy.kind != live.kind:
+        yield f"the policy is for {policy.kind}; the pipeline is on {live.kind}"
+    elif policy.capability != live.capability:
+        yield f"the policy is for capability {_version(policy.capability)}; " \
+              f"this device has {_version(live.capability)}"  # fmt: skip
+
+
+def _needs(policy: PolicyFile, case: Case) -> Iterator[str]:
+    """Ask each pass what it misses here, such as an instruction set or a registered block."""
+    for entry in policy.plan:
+        yield from registry.get(entry.name).missing(case)
+
+
+def _libraries(policy: PolicyFile) -> Iterator[str]:
+    for entry in policy.plan:
+        for line in registry.get(entry.name).imports:
+            wanted = Requirement(line)
+            try:
+                found = metadata.version(wanted.name)
+            except metadata.PackageNotFoundError:
+                yield f"{entry.name} needs {line}; no {wanted.name} is installed"
+                continue
+            if not wanted.specifier.contains(found, prereleases=True):
+                yield f"{entry.name} needs {line}; {wanted.name} {found} is installed"
+
+
+def _device(policy: Device, live: Device) -> Iterator[str]:
+    pairs = {
+        "on": (policy.name, live.name),
+        "with driver": (policy.driver or "none", live.driver or "none"),
+        "on threads:": (policy.threads, live.threads),
+        "with memory of": (format_bytes(policy.memory_bytes), format_bytes(live.memory_bytes)),
+        "with instruction sets": (_listed(policy.features), _listed(live.features)),
+    }
+    for words, (theirs, ours) in pairs.items():
+        if theirs != ours:
+            yield f"measured {words} {theirs}; here {ours}"
+    for name in sorted(policy.libraries.keys() | live.libraries.keys()):
+        theirs, ours = policy.libraries.get(name, "absent"), live.libraries.get(name, "absent")
+        if theirs != ours:
+            yield f"measured with {name} {theirs}; here {ours}"
+
+
+def _workload(policy: Workload, live: Workload) -> Iterator[str]:
+    pairs = {
+        "dtype": (policy.dtype, live.dtype),
+        "batch size": (policy.batch_size, live.batch_size),
+        "guidance": (policy.guidance, live.guidance),
+    } | {
+        key: (policy.call.get(key, "unset"), live.call.get(key, "unset"))
+        for key in sorted(policy.call.keys() | live.call.keys())
+    }  # fmt: skip
+    for name, (theirs, ours) in pairs.items():
+        if theirs != ours:
+            yield f"measured with {name} {theirs!r}; here {ours!r}"
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(names) or "none"
+
+
+def _hash(text: str | None) -> str:
+    return "none" if text is None else text[:12]
+
+
+def _version(capability: tuple[int, int] | None) -> str:
+    return "none" if capability is None else f"{capability[0]}.{capability[1]}"

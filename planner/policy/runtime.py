@@ -1,0 +1,121 @@
+"""Loads a policy and puts it on a pipeline: `planner.load(path).apply(pipe)`.
+
+Nothing of the search is imported here: no Optuna, no networkx. Until `apply`, no torch either.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from planner.errors import PolicyDoesNotFit, UsageError
+from planner.policy.file import PolicyFile, Status, read_policy
+
+if TYPE_CHECKING:
+    from planner.case.case import Case
+    from planner.plans.plan import Plan
+    from planner.run.apply import Handle
+    from planner.run.pipeline import PipelineSource
+
+
+class PolicyWarning(UserWarning):
+    """A policy is used outside what it was certified for; the message names every difference."""
+
+
+def check(path: str | Path) -> Policy:
+    """Read a policy and check everything that can be checked without a pipeline, or torch.
+
+    Raises `UsageError` where there is no such file, else `InvalidFile`.
+    """
+    path = Path(path)
+    return Policy(read_policy(path), path)
+
+
+def load(path: str | Path, *, allow: Sequence[Status] = ("certified", "measured")) -> Policy:
+    """Read a policy to apply it; its status must be among `allow`.
+
+    Raises what `check` raises, and `UsageError` for a status that is not allowed: one that
+    is merely predicted must be asked for by name.
+    """
+    policy = check(path)
+    if policy.status not in allow:
+        words = ", ".join(repr(status) for status in (*allow, policy.status))
+        way_out = f"tune for this case, or load it with allow=({words})"
+        what = f"{path} is a {policy.status} policy"
+        raise UsageError(what, value=policy.status, way_out=way_out)
+    return policy
+
+
+class Policy:
+    """A policy that was read from `path`; `file` holds all that it says."""
+
+    def __init__(self, file: PolicyFile, path: Path) -> None:
+        self.file = file
+        self.path = path
+        self.plan: Plan = file.as_plan()
+
+    @property
+    def status(self) -> Status:
+        """Return what stands behind the plan: certified, measured or predicted."""
+        return self.file.status
+
+    def __repr__(self) -> str:
+        return f"<Policy {self.path}: {self.status}, {self.plan}>"
+
+    def source(self, model: str | None = None, **where: str | None) -> PipelineSource:
+        """Return where to load a pipeline from: `model`, else the policy's if it is catalogued.
+
+        `where` may hold revision, path and device. A policy is a label, never a command: what
+        it names beyond the catalogue is neither imported nor downloaded. Raises `UsageError`.
+        """
+        from planner.catalog.reader import known
+        from planner.run.pipeline import PipelineSource
+
+        label = self.file.case.model.id
+        if model is None and label not in known():
+            way_out = f"give --model (for example --model {label}, if you trust it)"
+            what = f"{self.path} is for {label!r}, which planner does not load on a policy's word"
+            raise UsageError(what, value=label, way_out=way_out)
+        device = where.pop("device", None) or self.file.case.device.kind
+        dtype = self.file.case.workload.dtype
+        return PipelineSource(model=model or label, dtype=dtype, device=device, **where)
+
+    def case_of(self, pipe: Any) -> Case:
+        """Return the case of a live pipeline under this policy's reference call."""
+        from planner.run.pipeline import PipelineSource, case_of
+
+        model = self.file.case.model
+        # A label only: the policy never decides what is imported or downloaded.
+        source = PipelineSource(model=model.id, revision=model.revision)
+        return case_of(pipe, source, self.file.case.workload)
+
+    def apply(self, pipe: Any, *, strict: bool = False) -> Handle:
+        """Put the plan on a pipeline, which from then on is called as before.
+
+        Raises `PolicyDoesNotFit` with every difference where pipeline, weights, adapters,
+        capability or libraries are others. What differs from the certified envelope (device,
+        driver, versions, threads, dtype) is refused with `strict`, else said in one
+        `PolicyWarning`; the handle's `certified` is then False.
+        """
+        from planner.policy.match import differences
+        from planner.run.apply import put_on
+
+        case = self.case_of(pipe)
+        found = differences(self.file, case)
+        refused = (*found.must, *found.envelope) if strict else found.must
+        if refused:
+            what = f"{self.path} does not fit ({len(refused)}): {'; '.join(refused)}"
+            way_out = "load what it was made for, or tune for this case"
+            raise PolicyDoesNotFit(what, value=refused, way_out=way_out)
+        handle = put_on(pipe, self.plan, case, self.file.artifacts())
+        handle.certified = self.status == "certified" and not found.envelope
+        if found.envelope:
+            warnings.warn(
+                f"{self.path} is used outside what it was {self.status} for: "
+                f"{'; '.join(found.envelope)}. `planner verify` measures what that changes",
+                PolicyWarning,
+                stacklevel=2,
+            )
+        return handle
