@@ -34,8 +34,8 @@ def draw(graph: Graph, order: list[tuple[str, str]], path: Path) -> None:
     stages = sorted({one.stage for one in graph.legal})
     rows = max((sum(one.stage is s for one in graph.legal) for s in stages), default=1)
     width = max(len(stages), 3) * _COLUMN + 2 * _MARGIN - (_COLUMN - _BOX)
-    notes = _notes(graph, round((width - 2 * _MARGIN) * 13))
-    arcs = [clash for clash in graph.clashes if _stage(graph, clash.a) != _stage(graph, clash.b)]
+    arcs = [clash for clash in graph.clashes if not _is_slot(clash, graph)]
+    notes = _notes(graph, arcs, round((width - 2 * _MARGIN) * 13))
     foot = _LINE * len(notes) + 0.55
     boxes = foot + rows * _ROW + 0.1
     height = boxes + len(arcs) * _ARC + _HEAD
@@ -44,8 +44,11 @@ def draw(graph: Graph, order: list[tuple[str, str]], path: Path) -> None:
     _draw_head(axes, graph, stages, height)
     _draw_order(axes, order, places)
     for clash in graph.clashes:
-        level = arcs.index(clash) if clash in arcs else None
-        _draw_clash(axes, clash, places, None if level is None else boxes + _ARC * (level + 0.55))
+        if clash in arcs:
+            level = arcs.index(clash)
+            _draw_arc(axes, clash, places, boxes + _ARC * (level + 0.55), str(level + 1))
+        else:
+            _draw_slot(axes, places[clash.a], places[clash.b])
     for one in graph.legal:
         _draw_pass(axes, one, places[one.name], one.name in graph.required)
     for row, (text, weight) in enumerate(notes):
@@ -68,16 +71,26 @@ def _paper(width: float, height: float) -> Any:
     return axes
 
 
-def _stage(graph: Graph, name: str) -> Stage:
-    return next(one.stage for one in graph.legal if one.name == name)
+def _is_slot(clash: Clash, graph: Graph) -> bool:
+    """Tell whether two passes of one stage exclude each other whatever their settings."""
+    stages = {one.stage for one in graph.legal if one.name in (clash.a, clash.b)}
+    return clash.always and clash.verdict == "breaks" and len(stages) == 1
 
 
-def _notes(graph: Graph, characters: int) -> list[tuple[str, str]]:
-    """Return the lines of the exclusions with their font weight."""
-    lines: list[tuple[str, str]] = [("Not legal here", "bold")] if graph.excluded else []
-    for line in graph.exclusions:
-        wrapped = wrap(line, characters, subsequent_indent="      ")
-        lines += [(part, "normal") for part in wrapped]
+def _notes(graph: Graph, arcs: list[Clash], characters: int) -> list[tuple[str, str]]:
+    """Return the lines below the boxes with their font weight: numbered clashes, exclusions."""
+    care = [
+        f"{number}  {clash.verdict}{'' if clash.always else ' with some settings'}: {clash}"
+        for number, clash in enumerate(arcs, 1)
+    ]
+    lines: list[tuple[str, str]] = []
+    for title, said in (("Not together, or with care", care), ("Not legal here", graph.exclusions)):
+        if said:
+            lines += [("", "normal")] if lines else []
+            lines.append((title, "bold"))
+        for line in said:
+            wrapped = wrap(line, characters, subsequent_indent="      ")
+            lines += [(part, "normal") for part in wrapped]
     return lines
 
 
@@ -123,26 +136,31 @@ def _draw_order(axes: Any, order: list[tuple[str, str]], places: Places) -> None
         axes.annotate("", (x1 - _BOX / 2, y1), (x0 + _BOX / 2, y0), zorder=1, arrowprops=arrow)
 
 
-def _draw_clash(axes: Any, clash: Clash, places: Places, peak: float | None) -> None:
-    """Draw a clash: solid where no settings help, else dotted; over the boxes where `peak`."""
+def _draw_slot(axes: Any, above: tuple[float, float], below: tuple[float, float]) -> None:
+    """Join two boxes of one column, of which a plan may hold one."""
+    (x0, y0), (x1, y1) = above, below
+    axes.plot((x0, x1), (y0, y1), color=_RED, linewidth=2, zorder=2)
+    axes.text(x0, (y0 + y1) / 2, "one of the two", fontsize=8, color=_RED, ha="center",
+              va="center", zorder=2.5,
+              bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5})  # fmt: skip
+
+
+def _draw_arc(axes: Any, clash: Clash, places: Places, peak: float, number: str) -> None:
+    """Join two boxes by a numbered curve over all others; dotted where it is no prohibition."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path as Curve
 
     hard = clash.always and clash.verdict == "breaks"
-    label = "one of the two" if hard else "with some settings"
     (x0, y0), (x1, y1) = places[clash.a], places[clash.b]
-    spot = (x0 + x1) / 2, (y0 + y1) / 2
-    curve = Curve([(x0, y0), (x1, y1)])
-    if peak is not None:
-        control = (peak - (y0 + y1) / 8) / 0.75  # a cubic curve reaches 3/4 of its controls
-        curve = Curve([(x0, y0), (x0, control), (x1, control), (x1, y1)], [1, 4, 4, 4])
-        spot = (x0 + x1) / 2, peak
-    axes.add_patch(PathPatch(curve, facecolor="none", edgecolor=_RED, zorder=2,
-                             linewidth=2 if hard else 1.4,
-                             linestyle="-" if hard else ":"))  # fmt: skip
-    axes.text(*spot, label if clash.verdict == "breaks" else clash.verdict, fontsize=8,
-              color=_RED, ha="center", va="center", zorder=2.5,
-              bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5})  # fmt: skip
+    x0, x1 = x0 + _BOX / 4, x1 - _BOX / 4
+    control = (peak - (y0 + y1) / 8) / 0.75  # a cubic curve reaches 3/4 of its controls
+    curve = Curve([(x0, y0), (x0, control), (x1, control), (x1, y1)], [1, 4, 4, 4])
+    style = {"linewidth": 2.0, "linestyle": "-"} if hard else {"linewidth": 1.4, "linestyle": ":"}
+    axes.add_patch(PathPatch(curve, facecolor="none", edgecolor=_RED, zorder=2, **style))
+    axes.text((x0 + x1) / 2, peak, number, fontsize=8.5, color=_RED, ha="center", va="center",
+              zorder=2.5, weight="bold",
+              bbox={"facecolor": "white", "edgecolor": _RED, "boxstyle": "circle,pad=0.2",
+                    "linewidth": 1})  # fmt: skip
 
 
 def _draw_pass(axes: Any, one: Pass, place: tuple[float, float], required: bool) -> None:
