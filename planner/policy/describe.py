@@ -67,7 +67,7 @@ def _ratio(evidence: Evidence) -> str:
 
 def _pays_off(evidence: Evidence) -> str:
     images = evidence.pays_off_after_images
-    return "" if images is None else f"; pays off after {images} images"
+    return "" if images is None else f"; pays off after {images} image{'s' * (images != 1)}"
 
 
 def _method(evidence: Evidence) -> str:

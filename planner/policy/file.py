@@ -5,7 +5,7 @@ Reading executes nothing, needs no torch, and imports only the passes that the p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +17,7 @@ from planner.case.evidence import Evidence
 from planner.case.goal import Goal
 from planner.case.noun import Noun, Scalar, digest
 from planner.errors import InvalidFile, UsageError
+from planner.passes import registry
 from planner.passes.base import Artifact
 from planner.plans.plan import Plan, PlannedPass
 from planner.policy import artifacts, atomic
@@ -220,6 +221,19 @@ def _check_plan(found: Document, where: str) -> None:
         problem = f"{where}: the passes stand in the order {', '.join(names)}"
         way_out = f"they are put on as {', '.join(plan.names)}; {RESTORE}"
         raise InvalidFile(problem, value=names, way_out=way_out)
+    _check_settings(written, plan, where)
+    for entry in found.plan:
+        if entry.artifact is None and found.status != "predicted" and _learns(entry.name):
+            problem = f"{where}: {entry.name} has no artifact, which it cannot do without"
+            raise InvalidFile(problem, value=entry.name, way_out=RESTORE)
+
+
+def _learns(name: str) -> bool:
+    return registry.get(name).calibrate is not None
+
+
+def _check_settings(written: Sequence[PlannedPass], plan: Plan, where: str) -> None:
+    """Refuse what would be read as another value than was written, such as "20" for 20."""
     for entry in written:
         meant = plan.settings(entry.name)
         for key, value in entry.settings.items():
