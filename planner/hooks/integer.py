@@ -1,0 +1,115 @@
+"""INT8 kernels for a linear layer, one of them chosen by what the installation can do.
+
+On the CPU torch's packed FBGEMM kernel comes first: it shares torch's threads and needs no other
+library. torch announces that its quantized tensors go away; ONNX Runtime, measured equally fast
+and somewhat more exact, is the way on. On CUDA it is torchao.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from planner.errors import UsageError
+
+
+def engine_for(device: str, wanted: str = "auto") -> str:
+    """Return the kernel for a device type: fbgemm, onnxruntime or torchao.
+
+    Raises `UsageError` for a wish that this device or installation cannot fulfil.
+    """
+    possible = ["torchao"] if device == "cuda" else list(_cpu_engines())
+    if wanted == "auto" and possible:
+        return possible[0]
+    if wanted in possible:
+        return wanted
+    found = ", ".join(possible) or "no INT8 kernel"
+    raise UsageError(f"int8_dynamic cannot use {wanted!r} on {device}", value=wanted,
+                     way_out=f"this installation has {found}")  # fmt: skip
+
+
+def _cpu_engines() -> Iterator[str]:
+    from importlib.util import find_spec
+
+    import torch
+
+    packed = {"x86", "fbgemm"} & set(torch.backends.quantized.supported_engines)
+    if packed and hasattr(torch.ops.quantized, "linear_dynamic"):
+        yield "fbgemm"
+    if find_spec("onnxruntime") and find_spec("onnx"):
+        yield "onnxruntime"
+
+
+def integer_linear(layer: Any, engine: str) -> dict[str, Any]:
+    """Return the attributes that make a linear layer compute in INT8: a forward or a weight."""
+    return {"fbgemm": _fbgemm, "onnxruntime": _onnxruntime, "torchao": _torchao}[engine](layer)
+
+
+def _fbgemm(layer: Any) -> dict[str, Any]:
+    import torch
+
+    weight = layer.weight.detach()
+    scale = weight.abs().amax(1).clamp(min=1e-8).double() / 127
+    zero = torch.zeros(len(scale), dtype=torch.int64)
+    with warnings.catch_warnings():
+        # torch announces that quantized tensors go away; `_onnxruntime` is the way on.
+        warnings.filterwarnings("ignore", message="torch.quantize_per_tensor", append=False)
+        quantized = torch.quantize_per_channel(weight, scale, zero, 0, torch.qint8)
+        packed = torch.ops.quantized.linear_prepack(quantized, layer.bias)
+
+    def forward(x: Any) -> Any:
+        # reduce_range: 7-bit activations, since without VNNI 8×8-bit sums saturate in 16 bits.
+        return torch.ops.quantized.linear_dynamic(x, packed, True)
+
+    return {"forward": forward}
+
+
+def _onnxruntime(layer: Any) -> dict[str, Any]:
+    import numpy as np
+    import onnxruntime
+    import torch
+    from onnx import helper, numpy_helper
+
+    weight = layer.weight.detach()
+    scale = weight.abs().amax(1).clamp(min=1e-8) / 63  # 7 bits, for the same reason as above
+    integers = (weight / scale[:, None]).round().to(torch.int8)
+    bias = torch.zeros(len(scale)) if layer.bias is None else layer.bias.detach()
+    constants = {"w": integers.t().contiguous().numpy(), "s": scale.numpy(), "b": bias.numpy()}
+    steps = (
+        ("DynamicQuantizeLinear", "x", "xi xs xz"), ("MatMulInteger", "xi w xz", "yi"),
+        ("Cast", "yi", "yf"), ("Mul", "xs s", "ss"), ("Mul", "yf ss", "ym"), ("Add", "ym b", "y"),
+    )  # fmt: skip
+    nodes = [
+        helper.make_node(kind, ins.split(), outs.split(), **({"to": 1} if kind == "Cast" else {}))
+        for kind, ins, outs in steps
+    ]
+    inputs = [helper.make_tensor_value_info("x", 1, ["m", layer.in_features])]
+    outputs = [helper.make_tensor_value_info("y", 1, ["m", layer.out_features])]
+    held = [numpy_helper.from_array(np.ascontiguousarray(v), k) for k, v in constants.items()]
+    graph = helper.make_graph(nodes, "int8_linear", inputs, outputs, held)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+    def forward(x: Any) -> Any:
+        rows = x.detach().reshape(-1, x.shape[-1]).numpy()
+        return torch.from_numpy(session.run(None, {"x": rows})[0]).view(*x.shape[:-1], -1)
+
+    eager: Any = torch.compiler.disable  # ONNX Runtime is no graph of torch's
+    return {"forward": eager(forward)}
+
+
+def _torchao(layer: Any) -> dict[str, Any]:
+    import torch
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    copy = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+    copy.weight = torch.nn.Parameter(layer.weight.detach(), requires_grad=False)
+    holder = torch.nn.Sequential(copy)
+    quantize_(holder, Int8DynamicActivationInt8WeightConfig())
+    return {"weight": holder[0].weight}

@@ -1,0 +1,116 @@
+"""Compile the denoiser's repeated blocks.
+
+What it does: compiles each block class once with torch.compile and lets every block of that class
+use it, underneath all hooks: caches stay ordinary Python around compiled blocks, with no graph
+break, and the compiled code is the same whichever passes are on.
+When it helps: a GPU (1.2 to 1.4 times), precision passes there; on a CPU little (1.05 to 1.15).
+What it costs: seconds to minutes in the first call; it pays off after many images.
+When not: shapes that change from call to call, few images a start, a CPU without C++ compiler.
+Source: PyTorch, regional compilation recipe; diffusers' compile_repeated_blocks.
+
+The images are the same up to rounding: fused kernels add up in another order.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from functools import partial
+from typing import Any
+
+from planner.case.case import Case
+from planner.case.telemetry import Telemetry
+from planner.case.work import Operation, Phase, Work
+from planner.hooks.blocks import beneath_hooks, denoiser_of, segments
+from planner.passes.base import (
+    Context,
+    Family,
+    Fidelity,
+    Need,
+    Pass,
+    Settings,
+    Stage,
+    Undo,
+    knob,
+)
+
+
+class CompileBlocksSettings(Settings):
+    """How hard to try."""
+
+    mode: str = knob(
+        "default", "torch.compile's mode",
+        choices=("default", "max-autotune-no-cudagraphs"),
+    )  # fmt: skip
+
+
+def apply(pipeline: Any, settings: CompileBlocksSettings, context: Context) -> Undo:
+    """Give every block its class's compiled forward; compiled code stays in the memo."""
+    blocks = [b for part in segments(denoiser_of(pipeline)) for b in part.blocks]
+    undo = [
+        beneath_hooks(block, partial(_compiled(type(block), settings.mode, context.memo), block))
+        for block in blocks
+    ]
+    context.statistics.update(blocks=len(blocks), classes=len({type(b) for b in blocks}))
+
+    def take_off() -> None:
+        while undo:
+            undo.pop()()
+
+    return take_off
+
+
+def _compiled(kind: Any, mode: str, memo: dict[str, Any]) -> Any:
+    import torch
+
+    key = f"{kind.__module__}.{kind.__qualname__}:{mode}"
+    if key not in memo:
+        memo[key] = torch.compile(kind.forward, mode=mode, dynamic=False)
+    return memo[key]
+
+
+def effect(work: Work, settings: CompileBlocksSettings, telemetry: Telemetry | None) -> Work:
+    """Fuse each block's normalisations and element-wise work: one launch, one pass over memory."""
+
+    def fused(op: Operation) -> Operation:
+        if not op.block or op.kind not in ("normalisation", "elementwise"):
+            return op
+        return op.model_copy(update={"bytes": op.bytes / max(1, op.launches), "launches": 1})
+
+    def phase_of(phase: Phase) -> Phase:
+        return phase.model_copy(update={"operations": tuple(map(fused, phase.operations))})
+
+    return Work(phases=tuple(phase_of(p) if p.name == "denoise" else p for p in work.phases))
+
+
+def _known_blocks(case: Case) -> str | None:
+    if case.model.traits.cacheable:
+        return None
+    return f"compile_blocks needs a known block list; {case.model.traits.denoiser_class} has none"
+
+
+def _compiler(case: Case) -> str | None:
+    if case.device.kind != "cpu":
+        return None
+    wanted = os.environ.get("CXX", "g++")
+    if shutil.which(wanted):
+        return None
+    return f"compile_blocks needs a C++ compiler on a CPU; {wanted!r} is not on the path"
+
+
+_SOURCE = "PyTorch recipe: reducing compile time with regional compilation"
+
+PASS = Pass(
+    name="compile_blocks",
+    family=Family.COMPILATION,
+    stage=Stage.COMPILE,
+    fidelity=Fidelity.EXACT,
+    source=_SOURCE,
+    settings=CompileBlocksSettings,
+    owns=("denoiser.block_code",),
+    needs=(Need(_known_blocks, _SOURCE), Need(_compiler, "torch._inductor.cpp_builder")),
+    effect=effect,
+    apply=apply,
+    seeds=({"mode": "default"},),
+    batch_invariant=True,
+)

@@ -1,0 +1,213 @@
+"""INT8 weights and activations on the denoiser's linear layers, scales found at every call.
+
+What it does: multiplies 8-bit integers (weights: one scale an output channel; activations: one
+scale a tensor on the CPU, one a token on CUDA) inside the blocks. Embedders, adaptive norms and
+the final projection keep their precision. One function chooses the kernel: torch's packed FBGEMM
+kernel on the CPU, ONNX Runtime where torch has dropped that, torchao on CUDA.
+When it helps: wide layers: 256×1024 and up on the CPU, 1024 and up on a GPU, there with compile.
+What it costs: packing once; both copies of the weights stay in memory, so that the pass can be
+taken off. On processors without VNNI activations have 7 bits (or weights, with ONNX Runtime),
+since sums of 8×8 bit saturate in 16.
+When not: narrow layers, adapters that are not fused, float16 on the CPU. torchao's own INT8 is
+20 to 40 times slower than float32 on a CPU.
+Source: LLM.int8-style dynamic W8A8; torchao Int8DynamicActivationInt8WeightConfig; ONNX Runtime's
+quantization guide (reduce_range on AVX2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from planner.case.case import Case
+from planner.case.telemetry import Telemetry
+from planner.case.work import Operation, Phase, Work
+from planner.case.workload import Workload
+from planner.hooks.blocks import denoiser_of, segments
+from planner.hooks.integer import engine_for, integer_linear
+from planner.passes.base import (
+    Context,
+    Family,
+    Fidelity,
+    Need,
+    Pass,
+    Settings,
+    Stage,
+    Statistics,
+    Undo,
+    knob,
+)
+
+
+class Int8DynamicSettings(Settings):
+    """Which layers, and by which kernel."""
+
+    scope: str = knob(
+        "blocks", "which of the blocks' linear layers",
+        choices=("blocks", "attention", "feed_forward"),
+    )  # fmt: skip
+    edges: int = knob(
+        0, "blocks at each end of the stack that keep their precision", low=0, high=2, step=1,
+        least=0, most=1000,
+    )  # fmt: skip
+    engine: str = knob("auto", "kernel: auto, fbgemm, onnxruntime or torchao")
+
+
+def chosen(path: str, settings: Int8DynamicSettings) -> bool:
+    """Tell whether a linear layer at this path inside its block is in scope."""
+    parts = path.split(".")
+    if any(part.startswith("norm") for part in parts):
+        return False
+    attention = any(part.startswith("attn") for part in parts)
+    return settings.scope == "blocks" or attention == (settings.scope == "attention")
+
+
+def layers(pipeline: Any, settings: Int8DynamicSettings) -> tuple[list[tuple[str, Any]], list[str]]:
+    """Return the linear layers to quantize by path, and the paths of those left alone."""
+    import torch
+
+    denoiser = denoiser_of(pipeline)
+    stack = [
+        (f"{part.name}.{index}", block)
+        for part in segments(denoiser)
+        for index, block in enumerate(part.blocks)
+    ]
+    kept = stack[settings.edges : len(stack) - settings.edges]
+    found = [
+        (f"{place}.{path}", layer)
+        for place, block in kept
+        for path, layer in block.named_modules()
+        if isinstance(layer, torch.nn.Linear) and chosen(path, settings)
+    ]
+    names = {path for path, _ in found}
+    linear = (p for p, m in denoiser.named_modules() if isinstance(m, torch.nn.Linear))
+    return found, [path for path in linear if path not in names]
+
+
+def apply(pipeline: Any, settings: Int8DynamicSettings, context: Context) -> Undo:
+    """Give every layer in scope its INT8 kernel; packed weights stay in the memo."""
+    found, excluded = layers(pipeline, settings)
+    kind = str(denoiser_of(pipeline).device.type)
+    engine = engine_for(kind, settings.engine)
+    packed = [(layer, _packed(path, layer, engine, context.memo)) for path, layer in found]
+    undo = [_override(layer, new) for layer, new in packed]
+    context.statistics.update(layers=len(found), excluded=len(excluded), engine=engine)
+
+    def take_off() -> None:
+        while undo:
+            undo.pop()()
+
+    return take_off
+
+
+def _packed(path: str, layer: Any, engine: str, memo: dict[str, Any]) -> dict[str, Any]:
+    weight = layer.weight
+    stamp = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+    known = memo.get(f"{engine}:{path}")
+    if known is None or known[0] != stamp:
+        known = (stamp, integer_linear(layer, engine))
+        memo[f"{engine}:{path}"] = known
+    new: dict[str, Any] = known[1]
+    return new
+
+
+def _override(layer: Any, new: dict[str, Any]) -> Callable[[], None]:
+    if "weight" in new:
+        had = layer.weight
+        layer.weight = new["weight"]
+        return lambda: setattr(layer, "weight", had)
+    before = vars(layer).get("forward")
+    vars(layer)["forward"] = new["forward"]
+
+    def restore() -> None:
+        if before is None:
+            del vars(layer)["forward"]
+        else:
+            vars(layer)["forward"] = before
+
+    return restore
+
+
+def effect(work: Work, settings: Int8DynamicSettings, telemetry: Telemetry | None) -> Work:
+    """Mark the linear work in scope as int8, with a quarter (half) of the bytes."""
+
+    def quantized(op: Operation, kept: set[str]) -> Operation:
+        place, _, path = _split(op.path)
+        if op.kind != "linear" or not op.block or place not in kept or not chosen(path, settings):
+            return op
+        wide = 4 if op.dtype == "float32" else 2
+        return op.model_copy(update={"dtype": "int8", "bytes": op.bytes / wide})
+
+    def phase_of(phase: Phase) -> Phase:
+        places = list(dict.fromkeys(_split(op.path)[0] for op in phase.operations if op.block))
+        kept = set(places[settings.edges : len(places) - settings.edges])
+        operations = tuple(quantized(op, kept) for op in phase.operations)
+        return phase.model_copy(update={"operations": operations})
+
+    return Work(phases=tuple(phase_of(p) if p.name == "denoise" else p for p in work.phases))
+
+
+def _split(path: str) -> tuple[str, str, str]:
+    """Return (block's path, dot, path inside the block) of transformer_blocks.3.attn."""
+    parts = path.split(".")
+    return ".".join(parts[:2]), ".", ".".join(parts[2:])
+
+
+def observe(
+    settings: Int8DynamicSettings, statistics: Statistics, workload: Workload
+) -> str | None:
+    """Answer a sentence if no layer was quantized."""
+    if statistics.get("layers"):
+        return None
+    return f"int8_dynamic quantized no layer at scope {settings.scope}, edges {settings.edges}"
+
+
+def _integer_unit(case: Case) -> str | None:
+    device = case.device
+    if device.kind == "cuda" and (device.capability or (0, 0)) < (8, 0):
+        had = ".".join(map(str, device.capability or (0, 0)))
+        return f"int8_dynamic needs compute capability 8.0 or newer; this device has {had}"
+    if device.kind == "cpu" and "avx2" not in device.features:
+        had = ", ".join(device.features) or "none"
+        return f"int8_dynamic needs avx2 on a CPU; this one's features are {had}"
+    return None
+
+
+def _float32_on_cpu(case: Case) -> str | None:
+    if case.device.kind != "cpu" or case.workload.dtype == "float32":
+        return None
+    return f"int8_dynamic needs float32 on a CPU; this workload's dtype is {case.workload.dtype}"
+
+
+def _fused_adapters(case: Case) -> str | None:
+    if not case.model.adapters:
+        return None
+    return f"int8_dynamic needs adapters fused; loaded are {', '.join(case.model.adapters)}"
+
+
+def _blocks(case: Case) -> str | None:
+    if case.model.traits.cacheable:
+        return None
+    return f"int8_dynamic needs a known block list; {case.model.traits.denoiser_class} has none"
+
+
+PASS = Pass(
+    name="int8_dynamic",
+    family=Family.QUANTIZATION,
+    stage=Stage.QUANTIZE,
+    fidelity=Fidelity.APPROXIMATE,
+    source="torchao Int8DynamicActivationInt8WeightConfig; torch.ops.quantized.linear_dynamic",
+    settings=Int8DynamicSettings,
+    owns=("denoiser.linear_precision",),
+    needs=(
+        Need(_integer_unit, "FBGEMM and torchao kernels; measured on AVX2"),
+        Need(_float32_on_cpu, "torch.ops.quantized.linear_dynamic takes float32"),
+        Need(_fused_adapters, "huggingface/diffusers#10621: fuse LoRA before quantizing"),
+        Need(_blocks, "diffusers.hooks TransformerBlockRegistry"),
+    ),
+    effect=effect,
+    apply=apply,
+    observe=observe,
+    seeds=({"scope": "blocks"}, {"scope": "feed_forward"}),
+    batch_invariant=False,
+)
