@@ -107,7 +107,7 @@ def _stored(source: PipelineSource) -> Any:
         raise InvalidFile(what, value=str(folder), way_out=way_out)
     try:
         return DiffusionPipeline.from_pretrained(
-            folder, torch_dtype=getattr(torch, source.dtype), use_safetensors=True,
+            folder, dtype=getattr(torch, source.dtype), use_safetensors=True,
             local_files_only=True,
         )  # fmt: skip
     except (OSError, ValueError) as error:
@@ -148,7 +148,7 @@ def _downloaded(source: PipelineSource) -> Path:
 
 def _commit(pipeline: Any) -> str | None:
     """Return the commit in the name of the Hub cache's snapshot folder, if that is its origin."""
-    origin = Path(str(getattr(pipeline, "_name_or_path", None) or ""))
+    origin = Path(str(pipeline.config.get("_name_or_path") or ""))
     commit = origin.name
     return commit if origin.parent.name == "snapshots" and _COMMIT.fullmatch(commit) else None
 
