@@ -28,7 +28,8 @@ def a_case() -> Case:
                 "transformer": Component(class_name="Flux", config="b" * 64, weights="1" * 64),
             },
             traits=Traits(
-                denoiser="transformer", denoiser_class="Flux", block_classes=("Double", "Single"),
+                denoiser="transformer", denoiser_class="FluxTransformer2DModel",
+                block_classes=("FluxTransformerBlock", "FluxSingleTransformerBlock"),
                 blocks=12, cacheable=True, compilable=True, branches=("cond", "uncond"),
             ),
         ),
@@ -40,7 +41,7 @@ def a_case() -> Case:
         workload=Workload(
             call={
                 "height": 128, "width": 128, "num_inference_steps": 50, "true_cfg_scale": 4.0,
-                "negative_prompt": "", "max_sequence_length": 32, "sigmas": None,
+                "negative_prompt": "", "max_sequence_length": 32, "negative_prompt_2": None,
             },
             guidance="sequential", prompts="c" * 64,
         ),

@@ -38,6 +38,7 @@ def differences(policy: PolicyFile, case: Case) -> Differences:
         ),
         envelope=(
             *_device(policy.case.device, case.device),
+            *_memory(policy, case.device),
             *_workload(policy.case.workload, case.workload),
         ),
     )
@@ -100,7 +101,6 @@ def _device(policy: Device, live: Device) -> Iterator[str]:
         "on": (policy.name, live.name),
         "with driver": (policy.driver or "none", live.driver or "none"),
         "on threads:": (policy.threads, live.threads),
-        "with memory of": (format_bytes(policy.memory_bytes), format_bytes(live.memory_bytes)),
         "with instruction sets": (_listed(policy.features), _listed(live.features)),
     }
     for words, (theirs, ours) in pairs.items():
@@ -110,6 +110,14 @@ def _device(policy: Device, live: Device) -> Iterator[str]:
         theirs, ours = policy.libraries.get(name, "absent"), live.libraries.get(name, "absent")
         if theirs != ours:
             yield f"measured with {name} {theirs}; here {ours}"
+
+
+def _memory(policy: PolicyFile, live: Device) -> Iterator[str]:
+    """Compare the measured peak with this device; how much lies idle above it says nothing."""
+    peak = policy.evidence.memory_tuned.value if policy.evidence else 0
+    if live.memory_bytes < peak:
+        yield f"measured with a peak of {format_bytes(peak)}; " \
+              f"this device has {format_bytes(live.memory_bytes)}"  # fmt: skip
 
 
 def _workload(policy: Workload, live: Workload) -> Iterator[str]:
