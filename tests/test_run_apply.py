@@ -151,6 +151,16 @@ def test_drawing_something_else_in_the_same_way_stays_certified(pipe: Any, case:
         assert handle.certified
 
 
+def test_arguments_by_place_are_seen_and_doubled_ones_are_refused(pipe: Any, case: Case) -> None:
+    with put_on(pipe, BASELINE, case) as handle:
+        pipe("a red circle", None, "", None, 3.0, output_type="latent")
+        assert handle.certified
+        with pytest.raises(TypeError, match="multiple values for argument 'prompt'"):
+            pipe("a red circle", prompt="a blue star")
+        with pytest.warns(LeavesCaseWarning, match="true_cfg_scale=2"):
+            pipe("a red circle", None, "", None, 2.0, output_type="latent")
+
+
 def test_another_scheduler_is_followed_and_ends_certification(pipe: Any, case: Case) -> None:
     own = pipe.scheduler
     counted = []

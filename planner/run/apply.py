@@ -83,6 +83,10 @@ class Handle:
         self._busy = threading.Lock()
         self._class: type = type(pipeline)
         self._signature = inspect.signature(self._class.__call__)
+        self._places = [
+            name for name, parameter in self._signature.parameters.items()
+            if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        ][1:]  # fmt: skip
         self._scheduler: Any = None
         self._planned_scheduler: Any = None
         self._detach: Callable[[], None] = _nothing
@@ -215,13 +219,13 @@ class Handle:
 
     def _run(self, original: Any, clock: StepClock, args: Any, kwargs: dict[str, Any]) -> Any:
         with self._alone():
-            bound = self._signature.bind_partial(self.pipeline, *args).arguments
-            placed = dict(list(bound.items())[1:])
+            placed = dict(zip(self._places, args, strict=False))
             self._watch(placed | kwargs)
             if getattr(self.pipeline, "scheduler", None) is not self._scheduler:
                 self._follow(clock)
             full = merged(self.call, placed | kwargs)
-            named = {name: value for name, value in full.items() if name not in placed}
+            # Given twice, by place and by name, is the caller's error and stays one.
+            named = {k: v for k, v in full.items() if k not in placed or k in kwargs}
             with clock.call():
                 try:
                     return original(self.pipeline, *args, **named)
