@@ -2,8 +2,8 @@
 
 Passes that cost nothing come first and stay; then one rung a family, quantize before cache before
 fewer steps, each rung on top of the one below; then every pass alone, so that the sampler sees
-what each is worth; then the ladder again with bolder settings. Six such seeds were worth at least
-forty trials of a sampler without them (shoot-out over six landscapes, GP on a flat encoding).
+what each is worth; then the top of the ladder with bolder settings. Six such seeds were worth at
+least forty trials of a sampler without them (shoot-out over six landscapes, GP, flat encoding).
 No pass is known by name: the rungs are families, the settings the passes' own `seeds`.
 """
 
@@ -18,7 +18,7 @@ from planner.passes.base import Family, Fidelity, Pass
 from planner.plans.graph import Graph
 from planner.plans.plan import Plan
 
-MOST = 16
+MOST = 18
 """The most seeds that are returned: more would leave a short search nothing to learn with."""
 
 LADDER = (
@@ -27,9 +27,11 @@ LADDER = (
     Family.CACHING,
     Family.DISTILLATION,
     Family.SAMPLING,
-    Family.COMPILATION,
 )
 """The rungs in the order in which an expert climbs them; each keeps the ones below."""
+
+SLOW_TO_PUT_ON = (Family.COMPILATION,)
+"""Families that are tried alone: every stack with them would pay for the compiler again."""
 
 Stack = dict[str, Mapping[str, Any]]
 
@@ -41,33 +43,28 @@ def seeds(graph: Graph, case: Case, goal: Goal) -> tuple[Plan, ...]:
     ladder only where memory is limited.
     """
     del case  # the graph's own; the parameter is the seam for seeds that look at the workload
-    rungs = _rungs(graph, goal)
     base = _base(graph)
+    rungs = [_members(graph, goal, family) for family in _families(goal)]
+    slow = [_members(graph, goal, family) for family in SLOW_TO_PUT_ON]
     boldest = max((len(one.seeds) for rung in rungs for one in rung), default=1)
-    found: dict[Plan, None] = {}
-    for level in range(boldest):
-        for stack in _climb(graph, base, rungs, level):
-            found.setdefault(Plan.of(stack))
-        if level == 0:
-            for stack in _alone(graph, base, rungs):
-                found.setdefault(Plan.of(stack))
+    stacks = [
+        *_climb(graph, base, rungs),
+        *_alone(graph, base, [*rungs, *slow]),
+        *(top for level in range(1, boldest) for top in _top(graph, base, rungs, level)),
+    ]
+    found = dict.fromkeys(Plan.of(stack) for stack in stacks)
     return tuple(plan for plan in found if plan.passes)[:MOST]
 
 
-def _rungs(graph: Graph, goal: Goal) -> list[list[Pass]]:
-    """Return the passes of every rung that are not free, in plan order."""
+def _families(goal: Goal) -> tuple[Family, ...]:
+    return LADDER if goal.vram_bytes is None else (Family.MEMORY, *LADDER)
+
+
+def _members(graph: Graph, goal: Goal, family: Family) -> list[Pass]:
+    """Return the passes of a rung that are not free, in plan order."""
     strict = goal.max_lpips is not None and goal.max_lpips <= LOSSLESS_LPIPS
-    families = LADDER if goal.vram_bytes is None else (Family.MEMORY, *LADDER)
-    return [
-        [
-            one
-            for one in graph.legal
-            if one.family is family
-            and not _is_free(one)
-            and not (strict and one.fidelity is Fidelity.DIVERGENT)
-        ]
-        for family in families
-    ]
+    found = [one for one in graph.legal if one.family is family and not _is_free(one)]
+    return [one for one in found if not (strict and one.fidelity is Fidelity.DIVERGENT)]
 
 
 def _is_free(one: Pass) -> bool:
@@ -86,21 +83,31 @@ def _base(graph: Graph) -> Stack:
     return base
 
 
-def _climb(graph: Graph, base: Stack, rungs: list[list[Pass]], level: int) -> Iterator[Stack]:
-    """Yield every stack of the ladder, rung by rung; clashing passes of a rung branch it."""
+def _climb(graph: Graph, base: Stack, rungs: list[list[Pass]]) -> Iterator[Stack]:
+    """Yield every stack of the ladder, rung by rung; several passes of a rung branch it."""
     stacks = [base]
     yield base
     for rung in rungs:
-        grown = [new for stack in stacks for new in _grow(graph, stack, rung, level)]
+        grown = [new for stack in stacks for new in _grow(graph, stack, rung, 0)]
         yield from grown
         stacks = grown or stacks
+
+
+def _top(graph: Graph, base: Stack, rungs: list[list[Pass]], level: int) -> list[Stack]:
+    """Return the top of the ladder with bolder settings: on every rung all that fits."""
+    stacks = [base]
+    for rung in rungs:
+        grown = [_grow(graph, stack, rung, level) for stack in stacks]
+        most = max((len(new) for stack in grown for new in stack), default=0)
+        stacks = [new for stack in grown for new in stack if len(new) == most] or stacks
+    return stacks
 
 
 def _grow(graph: Graph, stack: Stack, rung: list[Pass], level: int) -> list[Stack]:
     """Return the stack with each pass of a rung, and with all of them where that is legal."""
     ones = [stack | {one.name: _seed(one, level)} for one in rung]
-    both = stack | {one.name: _seed(one, level) for one in rung}
-    wanted = [*ones, both] if len(rung) > 1 else ones
+    every = stack | {one.name: _seed(one, level) for one in rung}
+    wanted = [*ones, every] if len(rung) > 1 else ones
     return [new for new in wanted if _is_legal(graph, new)]
 
 
