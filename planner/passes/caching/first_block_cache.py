@@ -24,7 +24,6 @@ from planner.hooks.blocks import denoiser_of, segments
 from planner.hooks.branches import Hook, Tally, attach, drop_empty_registry
 from planner.hooks.clock import StepClock
 from planner.passes.base import (
-    Avoid,
     Context,
     Family,
     Fidelity,
@@ -190,10 +189,6 @@ def _long_enough(case: Case) -> str | None:
     )
 
 
-def _few_steps(case: Case, mine: Settings, theirs: Settings) -> bool:
-    return bool(getattr(theirs, "num_inference_steps", FEWEST_STEPS) < FEWEST_STEPS)
-
-
 _SOURCE = "diffusers.hooks.first_block_cache"
 _FEW = "never triggers at 8 steps: Flow-Factory PR#196; TeaCache#6"
 
@@ -210,15 +205,6 @@ PASS = Pass(
         Need(_named_branches, "huggingface/diffusers#12760: No cache context is set"),
         Need(_nothing_between, "measured: relative error 0.26 on a Flux with ControlNet samples"),
         Need(_long_enough, _FEW),
-    ),
-    avoids=(
-        Avoid(
-            "steps",
-            "neighbouring steps of 8 or fewer differ too much to be reused",
-            _FEW,
-            verdict="slower",
-            when=_few_steps,
-        ),
     ),
     effect=effect,
     apply=apply,

@@ -27,7 +27,6 @@ from planner.hooks.changes import INDICATORS, Recording, modulated_input, relati
 from planner.hooks.curve import Curve, fit
 from planner.passes.base import (
     Artifact,
-    Avoid,
     Context,
     Domain,
     Family,
@@ -253,10 +252,6 @@ def _long_enough(case: Case) -> str | None:
     return f"tea_cache needs at least {FEWEST_STEPS} steps; this call has {case.workload.steps}"
 
 
-def _few_steps(case: Case, mine: Settings, theirs: Settings) -> bool:
-    return bool(getattr(theirs, "num_inference_steps", FEWEST_STEPS) < FEWEST_STEPS)
-
-
 _SOURCE = "Liu et al. 2024, arXiv 2411.19108"
 _FEW = "skips nothing on 4-step models: ali-vilab/TeaCache#6, FLUX schnell"
 
@@ -273,15 +268,6 @@ PASS = Pass(
         Need(_tells_branches_apart, "sglang disables TeaCache under CFG without named branches"),
         Need(_nothing_between, "measured: relative error 0.26 on a Flux with ControlNet samples"),
         Need(_long_enough, _FEW),
-    ),
-    avoids=(
-        Avoid(
-            "steps",
-            "neighbouring steps of 8 or fewer differ too much to be reused",
-            _FEW,
-            verdict="slower",
-            when=_few_steps,
-        ),
     ),
     effect=effect,
     calibrate=calibrate,
