@@ -58,7 +58,9 @@ def test_the_tree_at_the_top_of_the_file_is_the_tree() -> None:
     assert drawn == {kind: str(code) for kind, code in CODES.items()}
 
 
-@pytest.mark.parametrize("kind", [getattr(errors, leaf) for leaf in LEAVES if leaf != "TrialFailed"])
+@pytest.mark.parametrize(
+    "kind", [getattr(errors, leaf) for leaf in LEAVES if leaf != "TrialFailed"]
+)
 def test_an_error_reads_as_what_and_way_out_and_keeps_the_value(kind: type[PlannerError]) -> None:
     error = kind("cannot read '2'", value="2", way_out="write 2s")
     assert str(error) == "cannot read '2': write 2s"
