@@ -26,8 +26,11 @@ path: {root}
 prompts: {prompts}
 budget: 100s
 max_lpips: 1.5
-workload: {{height: 64, width: 64, num_inference_steps: 12, true_cfg_scale: 3.0,
-            negative_prompt: "", max_sequence_length: 8}}
+workload:
+  steps: 12
+  height: 64
+  width: 64
+  call: {{true_cfg_scale: 3.0, negative_prompt: "", max_sequence_length: 8}}
 without: [compile_blocks]
 trials: 5
 search_time: 10m

@@ -111,10 +111,7 @@ def _merged(options: Mapping[str, Any], file: SearchFile | None) -> dict[str, An
         return given
     stored = file.model_dump(exclude_unset=True, exclude={"with_passes", "without_passes", "workload"})
     stored["domains"] = file.narrowing
-    call = dict(file.workload)
-    if "batch_size" in call:
-        stored["batch"] = call.pop("batch_size")
-    stored["call"] = call
+    stored |= file.workload.model_dump(exclude_none=True)
     for name, passes in (("with_passes", file.with_passes), ("without_passes", file.without_passes)):
         given[name] = tuple(dict.fromkeys((*passes, *given.get(name, ()))))
     return stored | given
