@@ -1,0 +1,1 @@
+"""Passes that go wrong in a known way, and a pipeline source that brings them along."""

@@ -1,0 +1,1 @@
+"""Faulty passes; only a worker that loads `tests.faults.source` knows them."""
