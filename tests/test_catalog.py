@@ -66,3 +66,12 @@ def test_prompts_are_the_lines_of_their_file(
     file.parent.mkdir(parents=True)
     file.write_text("a red circle\n\na blue star\n")
     assert reader.prompts_for("shapes", "certify") == ["a red circle", "a blue star"]
+
+
+def test_the_embedded_model_has_its_call_and_captions_that_do_not_meet() -> None:
+    workload = reader.workload_for("shapes")
+    assert workload is not None and workload.steps == 50 and workload.forwards_per_step == 2
+    tune, certify = (reader.prompts_for("shapes", split) or [] for split in ("tune", "certify"))
+    assert len(set(tune)) == len(tune) >= 8 and len(set(certify)) == len(certify) >= 64
+    assert not set(tune) & set(certify)
+    assert (reader.shapes() / "model_index.json").is_file()

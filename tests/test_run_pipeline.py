@@ -32,10 +32,13 @@ def folder(pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
-def test_a_folder_loads_as_the_pipeline_that_was_saved(pipe: Any, folder: Path) -> None:
+def test_a_folder_loads_as_the_pipeline_that_was_saved(
+    pipe: Any, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     import torch
 
     loaded = load_pipeline(PipelineSource(model=str(folder), device="cpu"))
+    assert "it/s" not in capfd.readouterr().err, "reading weights drew a progress bar"
     assert type(loaded) is type(pipe) and loaded.transformer.dtype == torch.float32
     found, saved = components_of(loaded), components_of(pipe)
     assert found.keys() == saved.keys() and "image_encoder" not in found

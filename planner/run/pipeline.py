@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,13 +108,31 @@ def _stored(source: PipelineSource) -> Any:
         what, way_out = f"{folder} holds no model_index.json", "give what save_pretrained wrote"
         raise InvalidFile(what, value=str(folder), way_out=way_out)
     try:
-        return DiffusionPipeline.from_pretrained(
-            folder, dtype=getattr(torch, source.dtype), use_safetensors=True,
-            local_files_only=True,
-        )  # fmt: skip
+        with _without_bars():
+            return DiffusionPipeline.from_pretrained(
+                folder, dtype=getattr(torch, source.dtype), use_safetensors=True,
+                local_files_only=True,
+            )  # fmt: skip
     except (OSError, ValueError) as error:
         what, way_out = f"{folder} cannot be loaded ({error})", "download or save it again"
         raise InvalidFile(what, value=str(folder), way_out=way_out) from error
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Silence the bars of reading weights; those of a download stay, for it may take minutes."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    shown = [log for log in (diffusers_logging, transformers_logging)
+             if log.is_progress_bar_enabled()]  # fmt: skip
+    for log in shown:
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log in shown:
+            log.enable_progress_bar()
 
 
 def _folder(source: PipelineSource) -> Path:
