@@ -188,11 +188,11 @@ class _Branch(Hook):
         return output
 
 
-class _Dispatch(TorchDispatchMode):
+class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sends every operation that torch dispatches to the counter."""
 
     def __init__(self, counter: _Counter) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._counter = counter
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -224,7 +224,8 @@ def _kind(function: Any) -> Kind:
 def _flops(function: Any, args: Any, kwargs: Any, out: Any) -> float:
     if "scaled_dot_product" in function._schema.name:
         batch, heads, queries, width = args[0].shape
-        return 4.0 * batch * heads * queries * args[1].shape[2] * width
+        pairs: float = batch * heads * queries * args[1].shape[2]
+        return 4.0 * pairs * float(width)
     known = flop_registry.get(function._overloadpacket)
     if known is not None:
         return float(known(*args, **kwargs, out_val=out))

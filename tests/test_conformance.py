@@ -1,0 +1,217 @@
+"""Every pass of the registry keeps its contract; a pass file dropped in is covered as it is."""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from planner.case.work import Work
+from planner.errors import UsageError
+from planner.passes import registry
+from planner.passes.base import Domain, Fidelity, Pass, domains, nothing
+from planner.plans.plan import Plan
+from tests.passes.driving import Bench, Executed, leftovers
+
+NAMES = tuple(registry.names())
+HEADINGS = ("What it does", "When it helps", "What it costs", "When not", "Source")
+SENTENCE = re.compile(r"^\S.* .*[^.]$")
+
+
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    return Bench()
+
+
+@pytest.fixture(params=NAMES)
+def one(request: pytest.FixtureRequest) -> Pass:
+    return registry.get(request.param)
+
+
+@pytest.fixture
+def clean(bench: Bench) -> Iterator[Bench]:
+    """The bench, which must be as untouched after the test as before it."""
+    yield bench
+    assert leftovers(bench.pipe) == []
+
+
+def searched(one: Pass, bench: Bench) -> dict[str, Domain]:
+    """The domains that a search on this case would use."""
+    narrowed = one.narrow(bench.case, bench.telemetry) if one.narrow else {}
+    return domains(one.settings) | narrowed
+
+
+def middling(one: Pass, bench: Bench) -> dict[str, Any]:
+    """Settings in the middle of what a search would try here: choices at their first."""
+    return {name: middle(domain) for name, domain in searched(one, bench).items()}
+
+
+def middle(domain: Domain) -> Any:
+    if domain.choices is not None:
+        return domain.choices[0]
+    assert domain.low is not None and domain.high is not None
+    if domain.log:
+        return math.sqrt(domain.low * domain.high)
+    value = (domain.low + domain.high) / 2
+    return round(value) if domain.integer else value
+
+
+def test_the_documentation_has_the_fixed_headings_in_order(one: Pass) -> None:
+    found = [one.doc.find(f"\n{heading}: ") for heading in HEADINGS]
+    assert -1 not in found and found == sorted(found)
+    assert one.source and one.doc.splitlines()[0].endswith(".")
+
+
+def test_every_setting_says_what_it_means_and_has_a_sane_domain(one: Pass) -> None:
+    defaults = one.settings()
+    for name, info in one.settings.model_fields.items():
+        assert info.description and len(info.description) > 10
+        domain = domains(one.settings).get(name)
+        if domain is not None:
+            assert_inside(getattr(defaults, name), domain, f"default of {name}")
+
+
+def assert_inside(value: Any, domain: Domain, what: str) -> None:
+    if domain.choices is not None:
+        assert value in domain.choices and len(set(domain.choices)) > 1, what
+        return
+    assert domain.low is not None and domain.high is not None
+    assert domain.low < domain.high, what
+    assert domain.low <= value <= domain.high, what
+    assert not (domain.log and domain.low <= 0), what
+
+
+def test_seeds_are_legal_settings_inside_the_declared_domains(one: Pass) -> None:
+    assert one.seeds
+    for seed in one.seeds:
+        registry.settings_of(one.name, dict(seed))
+        for name, domain in domains(one.settings).items():
+            if name in seed:
+                assert_inside(seed[name], domain, f"seed {name}")
+
+
+def test_the_domains_for_this_case_are_legal_settings_at_both_ends(one: Pass, bench: Bench) -> None:
+    for name, domain in searched(one, bench).items():
+        ends = domain.choices or (domain.low, domain.high)
+        for end in ends:
+            registry.settings_of(one.name, {name: int(end) if domain.integer else end})
+
+
+def test_unknown_settings_are_refused_by_name(one: Pass) -> None:
+    with pytest.raises(UsageError, match="no setting 'treshold_of_nothing'"):
+        Plan.of({one.name: {"treshold_of_nothing": 1}})
+
+
+def test_needs_answer_nothing_or_a_sentence_that_names_the_pass(one: Pass, bench: Bench) -> None:
+    bare = bench.case.model_copy(update={
+        "workload": bench.case.workload.model_copy(update={
+            "guidance": "batched", "dtype": "float16", "call": {"num_inference_steps": 4},
+        }),
+        "model": bench.case.model.model_copy(update={
+            "components": {}, "adapters": ("a style",),
+            "traits": bench.case.model.traits.model_copy(update={
+                "cacheable": False, "branches": (), "block_classes": ("Strange",),
+            }),
+        }),
+        "device": bench.case.device.model_copy(update={"features": ()}),
+    })  # fmt: skip
+    assert all(need.source for need in one.needs)
+    for sentence in one.missing(bare):
+        assert SENTENCE.match(sentence) and sentence.startswith(f"{one.name} needs ")
+    assert one.missing(bench.case) == ()
+    assert one.needs == () or one.missing(bare)
+
+
+def test_avoids_name_existing_passes_and_give_reason_and_source(one: Pass) -> None:
+    for avoid in one.avoids:
+        assert avoid.other in NAMES and avoid.because and avoid.source
+
+
+def test_the_effect_is_a_pure_function_that_adds_no_work(one: Pass, bench: Bench) -> None:
+    settings = registry.settings_of(one.name, middling(one, bench))
+    before = bench.work.model_dump_json()
+    for telemetry in (None, bench.telemetry):
+        after = one.effect(bench.work, settings, telemetry)
+        assert after == one.effect(bench.work, settings, telemetry)
+        assert after.flops <= bench.work.flops * (1 + 1e-9)
+        assert [p.name for p in after.phases] == [p.name for p in bench.work.phases]
+    assert bench.work.model_dump_json() == before
+
+
+def encodings(work: Work) -> float:
+    return sum(phase.calls for phase in work.phases if phase.name == "encode")
+
+
+def test_the_effect_agrees_with_what_apply_really_computes(one: Pass, clean: Bench) -> None:
+    values = middling(one, clean)
+    settings = registry.settings_of(one.name, values)
+    with clean.put({one.name: values}), Executed(clean.pipe) as warm:
+        clean.draw()
+        del warm
+        with Executed(clean.pipe) as executed:
+            clean.draw("two blue star", seed=1)
+    blind = one.effect(clean.work, settings, None)
+    seen = one.effect(clean.work, settings, clean.telemetry)
+    assert executed.forwards == seen.forwards == blind.forwards
+    assert executed.encodings == encodings(seen)
+    # Without telemetry a cache promises nothing; with it, about a step and branch in ten.
+    assert executed.stacks <= blind.computed_forwards
+    assert abs(executed.stacks - seen.computed_forwards) <= 2
+
+
+def test_off_again_the_output_is_bit_equal_also_the_second_time(one: Pass, clean: Bench) -> None:
+    untouched = clean.untouched
+    values = middling(one, clean)
+    drawn = []
+    for _ in range(2):
+        with clean.put({one.name: values}):
+            drawn.append(clean.draw())
+        assert leftovers(clean.pipe) == []
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(clean.draw(), untouched)
+    if one.fidelity is Fidelity.EXACT:
+        assert torch.allclose(drawn[0], untouched, rtol=1e-4, atol=1e-5)
+    elif one.apply is not nothing:
+        assert not torch.equal(drawn[0], untouched)
+
+
+def test_an_exception_in_the_middle_of_a_run_leaves_no_state_behind(
+    one: Pass, clean: Bench
+) -> None:
+    def stop(pipe: Any, step: int, *_: Any) -> dict[str, Any]:
+        if step == 2:
+            raise InterruptedError("in the middle")
+        return {}
+
+    untouched = clean.untouched
+    with clean.put({one.name: middling(one, clean)}):
+        with pytest.raises(InterruptedError):
+            clean.draw("two blue star", callback_on_step_end=stop)
+        after_failure = clean.draw()
+        assert torch.equal(after_failure, clean.draw())
+    assert torch.equal(clean.draw(), untouched)
+
+
+def test_statistics_are_json_scalars_and_observe_is_content(one: Pass, clean: Bench) -> None:
+    with clean.put({one.name: middling(one, clean)}) as handle:
+        clean.draw()
+        statistics = handle.stats[one.name]
+        assert handle.complaints() == {}
+    assert json.loads(json.dumps(statistics, allow_nan=False)) == statistics
+    assert all(isinstance(v, str | int | float | bool | None) for v in statistics.values())
+
+
+def test_twenty_times_on_and_off_leave_nothing_and_grow_nothing(one: Pass, clean: Bench) -> None:
+    def size() -> int:
+        return sum(len(vars(module)) for module in clean.pipe.transformer.modules())
+
+    values = middling(one, clean)
+    clean.put({one.name: values}).remove()
+    before = size()
+    for _ in range(20):
+        clean.put({one.name: values}).remove()
+    assert leftovers(clean.pipe) == [] and size() == before
+    assert len(list(clean.pipe.transformer.modules())) == len(set(clean.pipe.transformer.modules()))
