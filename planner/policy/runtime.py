@@ -109,8 +109,7 @@ class Policy:
             what = f"{self.path} does not fit ({len(refused)}): {'; '.join(refused)}"
             way_out = "load what it was made for, or tune for this case"
             raise PolicyDoesNotFit(what, value=refused, way_out=way_out)
-        handle = put_on(pipe, self.plan, case, self.file.artifacts())
-        handle.certified = self.status == "certified" and not found.envelope
+        # Warned before anything is put on: where warnings are errors, nothing is left half done.
         if found.envelope:
             warnings.warn(
                 f"{self.path} is used outside what it was {self.status} for: "
@@ -118,4 +117,6 @@ class Policy:
                 PolicyWarning,
                 stacklevel=2,
             )
+        handle = put_on(pipe, self.plan, case, self.file.artifacts())
+        handle.certified = self.status == "certified" and not found.envelope
         return handle
