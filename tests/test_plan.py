@@ -18,7 +18,7 @@ def test_two_ways_to_write_a_plan_are_one_plan() -> None:
 
 def test_passes_stand_in_stage_order_however_they_are_named() -> None:
     names = ("compile_blocks", "tea_cache", "int8_dynamic", "steps")
-    plan = Plan.of(dict.fromkeys(names, {}))
+    plan = Plan.of({name: {} for name in names})
     assert plan.names == ("steps", "int8_dynamic", "tea_cache", "compile_blocks")
 
 
