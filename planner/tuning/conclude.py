@@ -25,10 +25,12 @@ METHOD = (
     "Johnson's skew-corrected t (approximate); finalists tested in an order fixed beforehand"
 )
 PROTOCOL = (
-    "whole pipeline calls, synchronized on both sides, one warm-up call left out; candidate and "
-    "untouched call alternate on the same prompt, seed and initial latents; seconds are the "
-    "median ratio times the study's median untouched call"
+    "whole pipeline calls, synchronized on both sides, one warm-up call left out; same prompts, "
+    "seeds and initial latents; {rounds}; seconds are the median ratio times the study's median "
+    "untouched call"
 )
+_ALTERNATING = "candidate and untouched call alternate"
+_BRACKETED = "one untouched call before and one after the candidate's calls"
 _LEVEL = 0.95
 
 
@@ -54,7 +56,7 @@ def evidence(
         statistics=rounds.candidate[-1].statistics,
         expected_hit_rates=hit_rates(rounds.candidate),
         certificate=certificate,
-        protocol=PROTOCOL,
+        protocol=PROTOCOL.format(rounds=_ALTERNATING if certificate else _BRACKETED),
         trials=len(trials),
     )
 

@@ -17,9 +17,9 @@ from planner.plans.graph import build
 from planner.plans.seeds import seeds
 from planner.run.pipeline import PipelineSource
 from planner.trials.supervisor import Supervisor
+from planner.tuning.estimate import estimate
 from planner.tuning.prompts import read_prompts, split_file, split_lists
 from planner.tuning.request import Split, TuneRequest, goal_of
-from planner.tuning.score import AIM
 from planner.tuning.session import Progress
 from planner.tuning.space import space
 from planner.units import parse_seconds
@@ -87,32 +87,16 @@ def dry_run(request: TuneRequest, progress: Progress) -> dict[str, Any]:
     return found
 
 
-def estimate(request: TuneRequest, reference: float, batch: int) -> dict[str, float]:
-    """Return estimated seconds of baseline and certificate, and how many trials fit between."""
-    tuned = min(request.goal.budget_seconds or reference, reference) * AIM
-    calls = len(request.split.search) / batch
-    baseline = (2 * calls + 1) * reference
-    certificate = len(request.split.certify) / batch * (reference + tuned)
-    if not request.certify:
-        certificate = 0.0
-    trial = 2 * reference + (calls + 1) * tuned
-    left = max(0.0, request.search_seconds - baseline - 1.3 * certificate - 45)
-    return {
-        "untouched_call_seconds": round(reference, 3), "baseline_seconds": round(baseline, 1),
-        "certificate_seconds": round(certificate, 1), "trial_seconds": round(trial, 1),
-        "trials_that_fit": round(left / trial), "search_seconds": request.search_seconds,
-    }  # fmt: skip
-
-
 def _merged(options: Mapping[str, Any], file: SearchFile | None) -> dict[str, Any]:
     """Lay given options over the search file's values; tuples of passes add up."""
     given = {k: v for k, v in options.items() if v not in (None, (), False)}
     if file is None:
         return given
-    stored = file.model_dump(exclude_unset=True, exclude={"with_passes", "without_passes", "workload"})
+    sums = {"with_passes": file.with_passes, "without_passes": file.without_passes}
+    stored = file.model_dump(exclude_unset=True, exclude={*sums, "workload"})
     stored["domains"] = file.narrowing
     stored |= file.workload.model_dump(exclude_none=True)
-    for name, passes in (("with_passes", file.with_passes), ("without_passes", file.without_passes)):
+    for name, passes in sums.items():
         given[name] = tuple(dict.fromkeys((*passes, *given.get(name, ()))))
     return stored | given
 

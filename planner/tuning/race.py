@@ -23,6 +23,9 @@ from planner.trials.supervisor import Put, Supervisor
 _LOST = 0.95
 """Confidence at which a plan counts as worse than the best one or the cap."""
 
+_VISIBLE = 0.002
+"""LPIPS by which a plan must lie behind the best one: less is no reason to stop it."""
+
 
 class Limits(Noun):
     """What a candidate is raced against: goal, reference seconds, timing noise, best so far.
@@ -120,7 +123,7 @@ def _too_far(samples: Sequence[Sample], limits: Limits) -> str | None:
         return f"LPIPS {fmean(seen):.3f} after {len(seen)} prompts, over the cap"
     if limits.goal.prefer == "quality" and limits.best:
         behind = [a - b for a, b in zip(seen, limits.best, strict=False)]
-        if _surely_above(behind, 0.0):
+        if _surely_above(behind, _VISIBLE):
             return f"LPIPS behind the best by {fmean(behind):.3f} after {len(seen)} prompts"
     return None
 

@@ -13,6 +13,7 @@ from planner.plans.plan import Plan
 from planner.plans.seeds import seeds
 from planner.trials.trial import Origin, Trial
 from planner.tuning.choose import incumbent
+from planner.tuning.estimate import estimate
 from planner.tuning.noise import Noise
 from planner.tuning.race import Limits, Race
 from planner.tuning.score import describe
@@ -35,13 +36,24 @@ class Search:
         self.goal, self.noise, self.progress = goal, noise, progress
         request = session.request
         case = graph.case
-        self._plans = deque(seeds(graph, case, goal))
+        self._plans = deque(seeds(graph, case, goal)[: self._share_of_seeds()])
         self.study = Study(
             graph, space(graph, case, request.domains), goal, noise.reference_seconds,
             sampler=request.sampler, seed=request.seed, startup=len(self._plans),
         )  # fmt: skip
         for trial in session.trials():
             self.study.tell(trial)
+
+    def _share_of_seeds(self) -> int:
+        """Return how many expert plans to try: at most half of the trials that fit the time.
+
+        The rest is the sampler's: seeds come in the order in which people adopt techniques, and
+        the later ones combine what the earlier ones show.
+        """
+        request = self.session.request
+        batch = self.graph.case.workload.batch_size
+        fit = estimate(request, self.noise.reference_seconds, batch)["trials_that_fit"]
+        return max(4, round(min(fit, request.trials or fit) / 2))
 
     def run(self, deadline: Callable[[], float]) -> str:
         """Try plans until `deadline` (seconds left) says stop; returns why the search ended."""

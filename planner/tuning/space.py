@@ -115,8 +115,8 @@ def _domains(one: Pass, case: Case, narrowing: Mapping[str, Mapping[str, Any]]) 
                 value=setting,
                 way_out=nearest(setting, one.settings.model_fields),
             )
-        base = found.get(setting, Domain())
-        found[setting] = Domain.model_validate(base.model_dump(exclude_defaults=True) | dict(limits))
+        base = found.get(setting, Domain()).model_dump(exclude_defaults=True)
+        found[setting] = Domain.model_validate(base | dict(limits))
     return found
 
 

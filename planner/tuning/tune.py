@@ -15,16 +15,13 @@ from planner.trials.supervisor import Supervisor
 from planner.tuning.certificate import Certification
 from planner.tuning.choose import fastest, incumbent
 from planner.tuning.conclude import certificate, evidence, page_path, policy_path, rounds_of_trial
+from planner.tuning.estimate import reserve
 from planner.tuning.noise import Noise, measure_noise, resolve
 from planner.tuning.policies import Conclusion, make_policy
 from planner.tuning.race import Race
 from planner.tuning.request import TuneRequest, TuneResult, goal_slug
-from planner.tuning.score import AIM
 from planner.tuning.search import Search
 from planner.tuning.session import Progress, Session, study_folder
-
-EXTRAS_SECONDS = 45.0
-"""Reserved after the certificate for what each pass bought, the policy and the page."""
 
 
 def run(
@@ -72,9 +69,9 @@ class Tuning:
         self.progress.say(f"tuning {self.request.label} on {self.worker.case.device.name}")
         noise = measure_noise(self.session, self.worker, self.race.calls)
         goal = resolve(self.request.goal, noise)
-        self._say_plan(noise, goal)
+        self._say_plan(noise)
         search = Search(self.session, self.race, self.graph, goal, noise, self.progress)
-        reserve = self.reserve(noise, goal)
+        reserve = self.reserve(noise)
         ended = search.run(lambda: self._left(search, reserve))
         self.progress.say(f"search ended: {ended}; best: {search.best()}")
         if incumbent(self.session.trials(), goal, noise.reference_seconds) is None:
@@ -82,21 +79,18 @@ class Tuning:
         conclusion = self._conclude(search, noise, goal)
         return self._write(conclusion)
 
-    def reserve(self, noise: Noise, goal: Goal) -> float:
+    def reserve(self, noise: Noise) -> float:
         """Return the seconds that are kept for the certificate and what follows it."""
-        if not self.request.certify:
-            return EXTRAS_SECONDS
-        tuned = min(goal.budget_seconds or noise.reference_seconds, noise.reference_seconds)
-        calls = len(self.request.split.certify) / self.worker.case.workload.batch_size
-        return 1.3 * calls * (noise.reference_seconds + AIM * tuned) + EXTRAS_SECONDS
+        batch = self.worker.case.workload.batch_size
+        return reserve(self.request, noise.reference_seconds, batch)
 
     def _left(self, search: Search, reserve: float) -> float:
         total = self.request.search_seconds
         self.progress.tick("search", self.session.elapsed, total - reserve, search.best())
         return total - reserve - self.session.elapsed
 
-    def _say_plan(self, noise: Noise, goal: Goal) -> None:
-        reserve = self.reserve(noise, goal)
+    def _say_plan(self, noise: Noise) -> None:
+        reserve = self.reserve(noise)
         self.progress.say(
             f"untouched: {noise.reference_seconds:.2f} s a call (±{noise.spread:.1%}), noise "
             f"floor LPIPS {noise.lpips:.4f}; {reserve:.0f} s of {self.request.search_seconds:.0f} "
