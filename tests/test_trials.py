@@ -1,36 +1,24 @@
-"""A worker renders, fails, hangs and dies; the study goes on and nothing is left running."""
+"""A worker renders, fails, and dies; the study goes on."""
 
-import contextlib
-import functools
 import os
 import signal
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from planner.case.prompts import Prompt
-from planner.errors import InvalidFile, PlannerError, TrialFailed, UsageError
+from planner.errors import PlannerError, TrialFailed, UsageError
 from planner.plans.plan import BASELINE, Plan
-from planner.run.pipeline import PipelineSource
-from planner.trials.process import WorkerProcess
-from planner.trials.protocol import Refused
-from planner.trials.renderer import failing_at
+from planner.trials.renderer import batches, failing_at
 from planner.trials.supervisor import Supervisor, require_same
 from tests.faults import source as faults
-from tests.tiny import tiny_workload
+from tests.faults.study import LONG, supervise, when
 
-ROOT = Path(__file__).parent.parent
 PROMPTS = [Prompt(text="a red circle", seed=1), Prompt(text="two blue square", seed=2)]
 SAME = 1e-9
 """Above the LPIPS of an image to itself: its two passes through AlexNet round differently."""
-LONG = 120.0
-"""Seconds that nothing here takes unless the machine is in trouble."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,15 +31,6 @@ def _known_faults() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("study")
-
-
-def supervise(
-    folder: Path, model: str = "tests.faults.source:tiny", load_deadline: float = 900.0
-) -> Supervisor:
-    source = PipelineSource(model=model, path=str(ROOT), device="cpu")
-    workload = tiny_workload(num_inference_steps=4)
-    return Supervisor(source, workload, folder / "images", log=folder / "worker.log", threads=1,
-                      load_deadline=load_deadline)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +107,21 @@ def test_an_unknown_calibration_is_learned_on_top_of_the_passes_before(
     assert worker.render("candidate", PROMPTS, LONG)[0].statistics["learns"] == {"learned": 1}
 
 
+def test_a_short_last_batch_is_filled_up_from_the_first_prompts() -> None:
+    a, b, c = (Prompt(text="a star", seed=seed) for seed in range(3))
+    assert batches([a, b, c], 1) == [((a,), 1), ((b,), 1), ((c,), 1)]
+    assert batches([a, b, c], 2) == [((a, b), 2), ((c, a), 1)]
+    assert batches([a], 3) == [((a, a, a), 1)]
+
+
+def test_a_cache_that_replays_an_image_is_found_at_the_next_prompt(worker: Supervisor) -> None:
+    worker.put(Plan.of({"replays": {}}), {}, PROMPTS, LONG)
+    assert worker.render("candidate", PROMPTS[:1], LONG)[0].lpips[0] < SAME
+    with pytest.raises(TrialFailed, match="repeats the image before it") as caught:
+        worker.render("candidate", PROMPTS[1:], LONG)
+    assert caught.value.stage == "guard"
+
+
 def failing(worker: Supervisor, name: str, stage: str) -> TrialFailed:
     """Put a faulty pass on and return the failure."""
     with pytest.raises(TrialFailed) as caught:
@@ -201,94 +195,9 @@ def test_a_pass_that_fails_to_go_on_costs_the_worker_and_nothing_else(worker: Su
     assert worker.pid is None
 
 
-def test_a_hanging_worker_is_killed_at_its_deadline_with_all_it_started(tmp_path: Path) -> None:
-    hanging = supervise(tmp_path, "tests.faults.source:hanging", load_deadline=4.0)
-    with pytest.raises(TrialFailed, match="after 4 s and was killed") as caught, hanging:
-        raise AssertionError("it loaded")
-    assert caught.value.stage == "timeout" and "more time" in caught.value.way_out
-    words = str(caught.value.value).split()
-    assert words[0] == "started" and len(words) == 3
-    for pid in words[1:]:
-        wait_for(functools.partial(gone, int(pid)))
-    assert hanging.pid is None and hanging.overhead_seconds > 4
-
-
-@pytest.mark.parametrize(("name", "code"), [("dying", 3), ("leaving_a_child", 4)])
-def test_a_worker_that_ends_by_itself_is_reported_with_its_exit_code(
-    tmp_path: Path, name: str, code: int
-) -> None:
-    with pytest.raises(TrialFailed, match=f"exit code {code}") as caught:
-        supervise(tmp_path, f"tests.faults.source:{name}").__enter__()
-    assert caught.value.stage == "crash" and "worker.log" in caught.value.way_out
-
-
 def test_a_source_that_changes_between_loads_is_refused(worker: Supervisor) -> None:
     other = worker.case.model.model_copy(update={"revision": "another"})
     with pytest.raises(PlannerError, match="another pipeline") as caught:
         require_same(worker.case, worker.case.model_copy(update={"model": other}))
     assert caught.value.value == "tests.faults.source:tiny" and "--fresh" in caught.value.way_out
     require_same(worker.case, worker.case.model_copy(deep=True))
-
-
-def test_an_unknown_model_is_the_users_error(folder: Path) -> None:
-    with pytest.raises(UsageError, match="cannot import 'nowhere:pipeline'") as caught:
-        supervise(folder, "nowhere:pipeline").__enter__()
-    assert caught.value.value == "nowhere:pipeline" and "--path" in caught.value.way_out
-
-
-def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(PlannerError, match="cannot start a worker") as caught:
-        WorkerProcess(tmp_path / "file" / "log", os.environ)
-    assert "file/log" in str(caught.value.value) and "--out" in caught.value.way_out
-
-
-def test_the_worker_dies_with_a_killed_tuner(tmp_path: Path) -> None:
-    program = (
-        "import os, sys, time; from pathlib import Path; "
-        "from planner.trials.process import WorkerProcess; "
-        "print(WorkerProcess(Path(sys.argv[1]), os.environ).pid, flush=True); time.sleep(600)"
-    )
-    command = [sys.executable, "-c", program, str(tmp_path / "log")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as tuner:
-        assert tuner.stdout is not None
-        worker = int(tuner.stdout.readline())
-        assert psutil.pid_exists(worker)
-        tuner.kill()
-    wait_for(lambda: gone(worker))
-
-
-def test_errors_cross_the_pipe_whole() -> None:
-    for error in (
-        TrialFailed("it broke", stage="guard", value="evidence", way_out="mend it"),
-        InvalidFile("bad file", value="x.yaml", way_out="write it again"),
-    ):
-        other = Refused.of(error).unpack()
-        assert (type(other), str(other), other.value) == (type(error), str(error), error.value)
-        assert getattr(other, "stage", None) == getattr(error, "stage", None)
-
-
-def gone(pid: int) -> bool:
-    """Tell whether a process has ended; one that nobody has waited for yet counts."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    return True
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + LONG
-    while not condition():
-        assert time.monotonic() < until, "it never happened"
-        time.sleep(0.01)
-
-
-def when(condition: Callable[[], bool], act: Callable[[], None]) -> threading.Thread:
-    """Act in the background as soon as a condition holds."""
-
-    def watch() -> None:
-        wait_for(condition)
-        act()
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    return thread

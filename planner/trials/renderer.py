@@ -97,11 +97,11 @@ class Renderer:
         untouched image is kept only where it is not. A short last batch is filled up from the
         first prompts. Raises `TrialFailed` with stage render, guard, observe or memory.
         """
-        batches = self._batches(prompts)
+        calls = self._batches(prompts)
         if which == "candidate":
-            return [self._candidate(batch, save) for batch in batches]
+            return [self._candidate(batch, save) for batch in calls]
         with self._untouched():
-            return [self._baseline(batch, save) for batch in batches]
+            return [self._baseline(batch, save) for batch in calls]
 
     def _candidate(self, batch: Batch, save: bool) -> Sample:
         if self._handle is None:
@@ -240,13 +240,16 @@ class Renderer:
         return nullcontext() if self._handle is None else self._handle.suspended()
 
     def _batches(self, prompts: Sequence[Prompt]) -> list[Batch]:
-        size = self.case.workload.batch_size
-        batches = []
-        for start in range(0, len(prompts), size):
-            wanted = tuple(prompts[start : start + size])
-            filled = (wanted + tuple(prompts) * size)[:size]
-            batches.append(Batch(filled, len(wanted)))
-        return batches
+        return batches(prompts, self.case.workload.batch_size)
+
+
+def batches(prompts: Sequence[Prompt], size: int) -> list[Batch]:
+    """Cut prompts into calls of `size`; a short last one is filled up from the first prompts.
+
+    A call of another size would be another workload: slower or faster, compiled anew.
+    """
+    cut = [tuple(prompts[start : start + size]) for start in range(0, len(prompts), size)]
+    return [Batch((wanted + tuple(prompts) * size)[:size], len(wanted)) for wanted in cut]
 
 
 def reversible(plan: Plan) -> bool:
