@@ -9,11 +9,11 @@ from planner.strict_yaml import LIMIT_BYTES, load, read
 
 
 def test_plain_data_is_read_with_the_words_of_yaml_1_2() -> None:
-    text = "a: [1, -2, 2.5, 1e-3, .5]\nb: {c: true, d: null, e: ~}\nf: [yes, off, 1:30, 2026-01-01]\n"
-    assert load(text, where="f") == {
+    lines = ("a: [1, -2, 2.5, 1e-3, .5]", "b: {c: true, d: null, e: ~}", "f: [yes, off, 1:30]")
+    assert load("\n".join(lines), where="f") == {
         "a": [1, -2, 2.5, 0.001, 0.5],
         "b": {"c": True, "d": None, "e": None},
-        "f": ["yes", "off", "1:30", "2026-01-01"],
+        "f": ["yes", "off", "1:30"],
     }
 
 
@@ -84,5 +84,5 @@ def test_a_file_is_read_with_its_path_in_messages(tmp_path: Path) -> None:
     path.write_text("a: 1\n")
     assert read(path, what="a policy") == {"a": 1}
     path.write_text("a: *b\n")
-    with pytest.raises(InvalidFile, match="a.yaml:1 holds an anchor"):
+    with pytest.raises(InvalidFile, match=r"a\.yaml:1 holds an anchor"):
         read(path, what="a policy")
