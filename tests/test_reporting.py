@@ -1,0 +1,311 @@
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from planner.case.goal import Goal
+from planner.errors import UsageError
+from planner.policy.file import PolicyFile
+from planner.reporting import figures, words
+from planner.reporting.draw_front import draw_front
+from planner.reporting.findings import read_findings
+from planner.reporting.front_picture import front_picture, spread
+from planner.reporting.page import render, write_page
+from planner.reporting.pictures import chosen
+from planner.reporting.svg import ticks
+from planner.reporting.verdict import headline
+from tests.page_study import EXCLUDED, HOSTILE, TRIED, WINNER, Fake, certified_study, plan
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Reader(HTMLParser):
+    """Reads a page strictly: every element must be closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+
+def read(html: str) -> Reader:
+    reader = Reader()
+    reader.feed(html)
+    reader.close()
+    assert reader.open == []
+    return reader
+
+
+def page(folder: Path, policy: PolicyFile | None = None) -> Reader:
+    return read(render(read_findings(folder, policy), folder / "images"))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PolicyFile]:
+    folder = tmp_path_factory.mktemp("study")
+    return folder, certified_study(folder, hostile=True)
+
+
+@pytest.fixture(scope="module")
+def html(study: tuple[Path, PolicyFile]) -> str:
+    folder, policy = study
+    return render(read_findings(folder, policy), folder / "images")
+
+
+def test_the_page_is_well_formed_and_loads_nothing(html: str) -> None:
+    reader = read(html)
+    sources = [attrs[key] for _, attrs in reader.seen for key in ("src", "href") if key in attrs]
+    assert len(sources) > 27
+    assert all(s and (s.startswith(("data:image/", "#"))) for s in sources)
+    assert not {tag for tag, _ in reader.seen} & {"script", "link", "iframe", "object", "base"}
+    assert "http" not in html
+    assert "url(" not in html and "@import" not in html
+
+
+def test_every_link_inside_the_page_has_its_target(html: str) -> None:
+    reader = read(html)
+    targets = {attrs["id"] for _, attrs in reader.seen if "id" in attrs}
+    links = {str(attrs["href"])[1:] for tag, attrs in reader.seen if tag == "a"}
+    assert {"front", "path", "pictures", "steps", "bought", "certificate"} < links <= targets
+
+
+def test_a_hostile_prompt_is_text_and_nothing_else(html: str) -> None:
+    reader = read(html)
+    assert "<script>alert" not in html
+    assert " ".join(HOSTILE.split()) in reader.text
+    assert not [attrs for _, attrs in reader.seen if "onerror" in attrs]
+    alts = [attrs["alt"] for tag, attrs in reader.seen if tag == "img"]
+    assert any(HOSTILE in str(alt) for alt in alts)
+
+
+def test_the_verdict_states_the_policys_figures(html: str, study: Any) -> None:
+    evidence = study[1].evidence
+    text = read(html).text
+    assert f"{1 / evidence.latency.ratio.value:.2f}× as fast" in text
+    assert f"(at least {1 / evidence.latency.ratio.upper:.2f}×)" in text
+    assert f"mean LPIPS {evidence.lpips.mean.value:.4f} (at most {evidence.lpips.mean.upper:.4f})" \
+        in text  # fmt: skip
+    assert str(WINNER) in text
+    within = words.seconds(evidence.latency.holds_while_baseline_within)
+    assert f"renders in at most {within} here" in text
+
+
+def test_every_rejected_pass_gives_its_sentence(html: str) -> None:
+    text = read(html).text
+    assert all(sentence in text for sentence in EXCLUDED.values())
+
+
+def test_failed_and_lost_trials_are_listed_with_their_reason(tmp_path: Path) -> None:
+    fake = Fake(tmp_path)
+    fake.search()
+    fake.ledger.append("lost", {"number": 77, "plan": "steps(9)"})
+    text = page(tmp_path).text
+    assert "failed at guard: image 0 is black (brightest value 0.000)" in text
+    assert "failed at timeout: no answer within 91 s" in text
+    assert "77 steps(9)" in text and "lost: the tuner stopped" in text
+
+
+def test_every_trial_has_a_row_and_the_winner_is_marked(html: str, study: Any) -> None:
+    rows = [attrs for tag, attrs in read(html).seen if tag == "tr" and "class" in attrs]
+    assert len(rows) == len(read_findings(*study).trials)
+    assert [row["class"] for row in rows].count("winner") == 1
+
+
+def test_images_are_shown_worst_first(study: Any) -> None:
+    found = read_findings(*study)
+    distances = found.distances(found.plan)
+    picked = chosen(distances)
+    worst = sorted(distances.values(), reverse=True)[:6]
+    assert [distances[key] for key, place in picked if place == "worst"] == worst
+    middle = sorted(distances.values())[14:18]
+    assert all(distances[key] in middle for key, place in picked if place == "median")
+    assert len(picked) == len({key for key, _ in picked}) == 9
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 7, 9, 32])
+def test_no_prompt_is_shown_twice_however_few_there_are(count: int) -> None:
+    picked = [key for key, _ in chosen({str(i): i / 10 for i in range(count)})]
+    assert len(picked) == len(set(picked)) == min(count, 9)
+
+
+def test_step_masks_are_averaged_over_calls_and_absent_forwards_told_apart(study: Any) -> None:
+    strips = {strip.label: strip for strip in figures.strips(read_findings(*study))}
+    assert set(strips) == {"guidance_interval · cond", "guidance_interval · uncond",
+                           "tea_cache · cond", "tea_cache · uncond"}  # fmt: skip
+    uncond = strips["tea_cache · uncond"]
+    assert uncond.calls == 32 and len(uncond.computed) == 30
+    assert uncond.computed[:4] == (1.0, 1.0, 1.0, 0.5)
+    assert uncond.absent == (0.0,) * 24 + (1.0,) * 6
+
+
+def test_what_a_pass_bought_is_compared_on_the_same_prompts(study: Any, html: str) -> None:
+    found = read_findings(*study)
+    bought = {one.name: one for one in found.bought}
+    mine = found.trial and found.trial.measured
+    assert mine is not None
+    assert bought["steps"].n == 3
+    assert bought["steps"].lpips_with == pytest.approx(sum(mine.lpips[:3]) / 3)
+    assert bought["guidance_interval"].failed == "worker died"
+    assert "without it: failed, worker died" in read(html).text
+
+
+def test_the_front_holds_no_plan_that_another_beats(study: Any) -> None:
+    found = read_findings(*study)
+    front = [(p.seconds, p.lpips) for p in figures.points(found) if p.on_front]
+    others = [p for p in figures.points(found) if p.lpips is not None and not p.on_front]
+    assert len(front) > 3
+    assert all(
+        p.standing == "stopped" or found.trials[p.number].origin == "bought"
+        or any(s <= p.seconds and v is not None and v <= (p.lpips or 0) for s, v in front)
+        for p in others
+    )  # fmt: skip
+
+
+def test_the_path_never_gets_worse_and_ends_at_the_winner(study: Any) -> None:
+    found = read_findings(*study)
+    best = [attempt.best for attempt in figures.path(found) if attempt.best is not None]
+    assert best == sorted(best, reverse=True)
+    assert found.trial is not None
+    assert best[-1] == found.scores[found.trial.number].objective
+
+
+def test_a_study_that_has_measured_nothing_has_a_page(tmp_path: Path) -> None:
+    Fake(tmp_path)
+    text = page(tmp_path).text
+    assert "No plan has been measured yet" in text
+    assert "No trial has finished yet" in text
+
+
+def test_an_unfinished_study_shows_its_best_plan(tmp_path: Path) -> None:
+    fake = Fake(tmp_path)
+    fake.baseline()
+    for of, ratio, lpips in TRIED[:5]:
+        fake.trial(of, ratio, lpips)
+    text = page(tmp_path).text
+    assert "unfinished" in text and "--resume" in text
+    assert "steps > tea_cache is the best plan after 5 trials" in text
+
+
+def test_a_study_killed_in_its_certificate_has_a_page(tmp_path: Path) -> None:
+    fake = Fake(tmp_path)
+    fake.search()
+    for prompt in fake.split.certify[:2]:
+        role = WINNER.digest()[:12]
+        fake.sample(f"certify-baseline:{role}", prompt, 1.0, ())
+        fake.sample(f"certify:{role}", prompt, 0.33, (0.07,), fake.statistics(WINNER))
+    reader = page(tmp_path)
+    assert "unfinished" in reader.text
+    assert "images of 2 prompts no longer lie" in reader.text
+
+
+def test_a_goal_that_nothing_meets_names_the_fastest_plan(tmp_path: Path) -> None:
+    fake = Fake(tmp_path, goal=Goal(budget_seconds=0.8, max_lpips=0.02))
+    fake.search()
+    fake.end("none")
+    text = page(tmp_path).text
+    assert "no plan meets the goal" in text and "No policy was written" in text
+    assert f"is the fastest of {len(TRIED)} measured plans" in text
+
+
+def test_a_failed_certificate_names_the_bound_that_was_missed(tmp_path: Path) -> None:
+    fake = Fake(tmp_path)
+    fake.search()
+    verdict, _ = fake.certify(worse=1.7)
+    fake.end("not certified")
+    said = headline(read_findings(tmp_path, None)).sentence
+    assert f"mean LPIPS at most {verdict.bounds['lpips'].upper:.4f} instead of 0.1000" in said
+    assert "a bound lies over its limit on 32 prompts" in page(tmp_path).text
+
+
+def test_a_goal_without_a_cap_says_that_quality_is_not_constrained(tmp_path: Path) -> None:
+    fake = Fake(tmp_path, goal=Goal(budget_seconds=2.0, quality="none", prefer="speed"))
+    fake.search()
+    text = page(tmp_path).text
+    assert "quality not constrained" in text
+    assert "What the search minimizes is seconds" in text
+
+
+def test_a_lossless_goal_shows_the_cap_that_the_noise_floor_gives(tmp_path: Path) -> None:
+    goal = Goal(budget_seconds=2.0, max_lpips=0.02, quality="lossless")
+    fake = Fake(tmp_path, goal=goal)
+    fake.noise = fake.noise.model_copy(update={"lpips": 0.04})
+    fake.baseline()
+    assert read_findings(tmp_path, None).goal.max_lpips == pytest.approx(0.06)
+
+
+def test_the_same_ledger_gives_the_same_bytes(study: Any, tmp_path: Path, html: str) -> None:
+    folder, policy = study
+    write_page(tmp_path / "reports" / "page.html", folder, policy)
+    assert (tmp_path / "reports" / "page.html").read_text(encoding="utf-8") == html
+    front_picture(tmp_path / "a.png", folder)
+    front_picture(tmp_path / "b.png", folder)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_a_page_that_cannot_be_written_leaves_the_old_one(study: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(UsageError, match=r"cannot write .*: name a folder"):
+        write_page(tmp_path / "file" / "page.html", *study)
+    assert (tmp_path / "file").read_text() == "old"
+
+
+def test_no_picture_is_drawn_of_a_study_without_images(tmp_path: Path) -> None:
+    Fake(tmp_path)
+    with pytest.raises(UsageError, match="has no images to show: tune until") as caught:
+        front_picture(tmp_path / "x.png", tmp_path)
+    assert caught.value.value == str(tmp_path)
+
+
+def test_the_picture_shows_the_whole_range_of_prompts() -> None:
+    shown = spread({str(i): i / 100 for i in range(32)})
+    assert [(s.place, s.key) for s in shown] == [
+        ("best", "0"), ("median", "16"), ("nine tenths", "28"), ("worst", "31"),
+    ]  # fmt: skip
+    assert [s.key for s in spread({"a": 0.1})] == ["a"]
+
+
+def test_a_plan_far_outside_the_limits_is_drawn_at_the_edge(tmp_path: Path) -> None:
+    fake = Fake(tmp_path)
+    fake.baseline()
+    fake.trial(plan(4), 0.1, 5.0)
+    found = read_findings(tmp_path, None)
+    (point,) = figures.points(found)
+    drawn = draw_front([point], found.goal, 5.2, None, 968)
+    assert point.lpips is not None and point.lpips > 1
+    assert f"LPIPS {point.lpips:.4f}" in drawn
+    assert 'cy="34"' in drawn and 'cy="-' not in drawn
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [(1.868, "1.87 s"), (2.0, "2 s"), (0.85, "850 ms"), (12.44, "12.4 s"), (903.4, "903 s"),
+     (0.9999, "1000 ms"), (9.999, "10 s"), (None, "–")],
+)  # fmt: skip
+def test_seconds_have_three_digits(value: float | None, written: str) -> None:
+    assert words.seconds(value) == written
+
+
+def test_ticks_are_round_numbers_inside_the_range() -> None:
+    assert ticks(0, 0.27, 6) == [0, 0.05, 0.1, 0.15, 0.2, 0.25]
+    assert ticks(0, 5.5, 10) == [0, 1, 2, 3, 4, 5]
+    assert ticks(3, 3, 5) == [3]
