@@ -81,8 +81,8 @@ def _workload(model: str, declared: SearchFile, flags: dict[str, Any]) -> Worklo
     Raises `UsageError` where nothing says how many steps it takes.
     """
     from planner.case.workload import Workload
-    from planner.catalog.reader import workload_for
-    from planner.errors import UsageError
+    from planner.catalog.reader import known, workload_for
+    from planner.errors import UsageError, nearest
 
     base = workload_for(model) or Workload(call={})
     asked = declared.workload.model_dump(exclude_none=True)
@@ -94,8 +94,8 @@ def _workload(model: str, declared: SearchFile, flags: dict[str, Any]) -> Worklo
         if key in asked:
             call[words.get(key, key)] = asked[key]
     if "num_inference_steps" not in call:
-        what = f"the reference call of {model} is not known"
-        raise UsageError(what, value=model, way_out="give at least --steps")
+        way_out = f"{nearest(model, known())}; for a model of your own give at least --steps"
+        raise UsageError(f"the reference call of {model!r} is unknown", value=model, way_out=way_out)
     batch, dtype = asked.get("batch", base.batch_size), asked.get("dtype", base.dtype)
     return base.model_copy(update={"call": call, "batch_size": batch, "dtype": dtype})
 
