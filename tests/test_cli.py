@@ -172,7 +172,7 @@ def test_a_search_file_names_the_model_of_the_graph(
 def test_a_model_without_known_steps_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["graph", "shaps"]) == 2
     said = capsys.readouterr().err
-    assert "did you mean shapes?" in said and "give at least --steps" in said
+    assert "did you mean shapes?" in said and "needs at least --steps" in said
 
 
 def test_init_writes_once_and_never_over_a_file(

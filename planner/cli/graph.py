@@ -94,8 +94,9 @@ def _workload(model: str, declared: SearchFile, flags: dict[str, Any]) -> Worklo
         if key in asked:
             call[words.get(key, key)] = asked[key]
     if "num_inference_steps" not in call:
-        way_out = f"{nearest(model, known())}; for a model of your own give at least --steps"
-        raise UsageError(f"the reference call of {model!r} is unknown", value=model, way_out=way_out)
+        what = f"the reference call of {model!r} is unknown"
+        way_out = f"{nearest(model, known())} A model of your own needs at least --steps"
+        raise UsageError(what, value=model, way_out=way_out)
     batch, dtype = asked.get("batch", base.batch_size), asked.get("dtype", base.dtype)
     return base.model_copy(update={"call": call, "batch_size": batch, "dtype": dtype})
 
