@@ -8,8 +8,12 @@ and somewhat more exact, is the way on. On CUDA it is torchao.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import count
+from types import MethodType
 from typing import Any
+from weakref import WeakValueDictionary
 
 from planner.errors import UsageError
 
@@ -42,11 +46,69 @@ def _cpu_engines() -> Iterator[str]:
 
 
 def integer_linear(layer: Any, engine: str) -> dict[str, Any]:
-    """Return the attributes that make a linear layer compute in INT8: a forward or a weight."""
-    return {"fbgemm": _fbgemm, "onnxruntime": _onnxruntime, "torchao": _torchao}[engine](layer)
+    """Return the instance attributes that make a linear layer compute in INT8.
+
+    Either a `weight` (torchao's tensor subclass), or a `forward` with what it needs.
+    """
+    if engine == "torchao":
+        return {"weight": _torchao(layer)}
+    kernel = Kernel({"fbgemm": _fbgemm, "onnxruntime": _onnxruntime}[engine](layer))
+    return {
+        "forward": MethodType(_forward, layer),
+        "_planner_kernel": kernel,
+        "_planner_handle": kernel.handle,
+    }
 
 
-def _fbgemm(layer: Any) -> dict[str, Any]:
+class Kernel:
+    """A packed layer as a function, and a tensor that stands for it inside compiled code.
+
+    Compiled blocks see one opaque operator and a tensor that differs from block to block, so that
+    one graph serves all blocks; a packed object of torch's would break the graph at every layer.
+    """
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        import torch
+
+        _define_operator()
+        self.function = function
+        self.number = next(_NUMBERS)
+        self.handle = torch.tensor(self.number)
+        _KERNELS[self.number] = self
+
+
+_NUMBERS = count()
+_KERNELS: WeakValueDictionary[int, Kernel] = WeakValueDictionary()
+
+
+def _forward(layer: Any, x: Any) -> Any:
+    import torch
+
+    if torch.compiler.is_compiling():
+        return torch.ops.planner.int8_linear(x, layer._planner_handle, layer.out_features)
+    return layer._planner_kernel.function(x)
+
+
+@cache
+def _define_operator() -> Any:
+    import torch
+
+    library: Any = torch.library.Library("planner", "DEF")
+    library.define("int8_linear(Tensor x, Tensor handle, int features) -> Tensor")
+    library.impl("int8_linear", _run_by_handle, "CPU")
+    library.impl("int8_linear", _shape_alone, "Meta")
+    return library
+
+
+def _run_by_handle(x: Any, handle: Any, features: int) -> Any:
+    return _KERNELS[int(handle)].function(x)
+
+
+def _shape_alone(x: Any, handle: Any, features: int) -> Any:
+    return x.new_empty((*x.shape[:-1], features))
+
+
+def _fbgemm(layer: Any) -> Callable[[Any], Any]:
     import torch
 
     weight = layer.weight.detach()
@@ -62,10 +124,10 @@ def _fbgemm(layer: Any) -> dict[str, Any]:
         # reduce_range: 7-bit activations, since without VNNI 8×8-bit sums saturate in 16 bits.
         return torch.ops.quantized.linear_dynamic(x, packed, True)
 
-    return {"forward": forward}
+    return forward
 
 
-def _onnxruntime(layer: Any) -> dict[str, Any]:
+def _onnxruntime(layer: Any) -> Callable[[Any], Any]:
     import numpy as np
     import onnxruntime
     import torch
@@ -100,11 +162,10 @@ def _onnxruntime(layer: Any) -> dict[str, Any]:
         rows = x.detach().reshape(-1, x.shape[-1]).numpy()
         return torch.from_numpy(session.run(None, {"x": rows})[0]).view(*x.shape[:-1], -1)
 
-    eager: Any = torch.compiler.disable  # ONNX Runtime is no graph of torch's
-    return {"forward": eager(forward)}
+    return forward
 
 
-def _torchao(layer: Any) -> dict[str, Any]:
+def _torchao(layer: Any) -> Any:
     import torch
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
@@ -112,4 +173,4 @@ def _torchao(layer: Any) -> dict[str, Any]:
     copy.weight = torch.nn.Parameter(layer.weight.detach(), requires_grad=False)
     holder = torch.nn.Sequential(copy)
     quantize_(holder, Int8DynamicActivationInt8WeightConfig())
-    return {"weight": holder[0].weight}
+    return holder[0].weight

@@ -25,6 +25,7 @@ from planner.hooks.branches import Hook, Tally, attach, drop_empty_registry
 from planner.hooks.clock import StepClock
 from planner.passes.base import (
     Context,
+    Domain,
     Family,
     Fidelity,
     Need,
@@ -148,6 +149,17 @@ def _reused(operation: Operation, share: float, first: str) -> Operation:
     return operation.model_copy(update={"share": operation.share * share})
 
 
+def narrow(case: Case, telemetry: Telemetry | None) -> dict[str, Domain]:
+    """Return thresholds from half the smallest change to three computed steps in all."""
+    if telemetry is None or not telemetry.branches:
+        return {}
+    changes = max((pair[1] for pair in telemetry.branches.values()), key=len)
+    if not changes or max(changes) <= 0:
+        return {}
+    low = max(min(changes) / 2, max(changes) / 1000)
+    return {"threshold": Domain(low=low, high=max(sum(changes) / 3, 2 * low), log=True)}
+
+
 def observe(
     settings: FirstBlockCacheSettings, statistics: Statistics, workload: Workload
 ) -> str | None:
@@ -209,6 +221,7 @@ PASS = Pass(
     effect=effect,
     apply=apply,
     observe=observe,
+    narrow=narrow,
     seeds=({"threshold": 0.08}, {"threshold": 0.15}),
     batch_invariant=False,
 )

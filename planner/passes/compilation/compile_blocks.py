@@ -13,6 +13,7 @@ The images are the same up to rounding: fused kernels add up in another order.
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 from functools import partial
@@ -33,6 +34,9 @@ from planner.passes.base import (
     Undo,
     knob,
 )
+
+MOST_GRAPHS = 64
+"""How many variants of one block class are compiled, at most, in one process."""
 
 
 class CompileBlocksSettings(Settings):
@@ -65,7 +69,12 @@ def _compiled(kind: Any, mode: str, memo: dict[str, Any]) -> Any:
 
     key = f"{kind.__module__}.{kind.__qualname__}:{mode}"
     if key not in memo:
-        memo[key] = torch.compile(kind.forward, mode=mode, dynamic=False)
+        # Every choice of quantized layers is another graph; past the limit torch falls back to
+        # eager without an error. Older versions of torch know the limit as a global only.
+        limit: Any = {}
+        if "recompile_limit" in inspect.signature(torch.compile).parameters:
+            limit = {"recompile_limit": MOST_GRAPHS}
+        memo[key] = torch.compile(kind.forward, mode=mode, dynamic=False, **limit)
     return memo[key]
 
 

@@ -112,18 +112,18 @@ def _packed(path: str, layer: Any, engine: str, memo: dict[str, Any]) -> dict[st
 
 
 def _override(layer: Any, new: dict[str, Any]) -> Callable[[], None]:
+    """Set instance attributes (a weight among the parameters); returns the undo."""
     if "weight" in new:
         had = layer.weight
         layer.weight = new["weight"]
         return lambda: setattr(layer, "weight", had)
-    before = vars(layer).get("forward")
-    vars(layer)["forward"] = new["forward"]
+    before = {name: vars(layer)[name] for name in new if name in vars(layer)}
+    vars(layer).update(new)
 
     def restore() -> None:
-        if before is None:
-            del vars(layer)["forward"]
-        else:
-            vars(layer)["forward"] = before
+        for name in new:
+            del vars(layer)[name]
+        vars(layer).update(before)
 
     return restore
 
