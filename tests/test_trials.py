@@ -11,7 +11,8 @@ import pytest
 from planner.case.prompts import Prompt
 from planner.errors import PlannerError, TrialFailed, UsageError
 from planner.plans.plan import BASELINE, Plan
-from planner.trials.renderer import batches, failing_at
+from planner.trials.failing import failing_at
+from planner.trials.renderer import batches
 from planner.trials.supervisor import Supervisor, require_same
 from tests.faults import source as faults
 from tests.faults.study import LONG, supervise, when
@@ -100,8 +101,9 @@ def test_an_unknown_calibration_is_learned_on_top_of_the_passes_before(
 ) -> None:
     plan = Plan.of({"steps": {"num_inference_steps": 2}, "learns": {}})
     put = worker.put(plan, {}, PROMPTS, LONG)
-    assert put.artifacts == {"learns": {"steps": [0, 0, 1, 1] * len(PROMPTS)}}
-    assert put.calibrate_seconds > put.apply_seconds
+    learned = {"steps": [0, 0, 1, 1] * len(PROMPTS), "calibration": 1}
+    assert put.artifacts == {"learns": learned}
+    assert worker.put(plan, {}, PROMPTS, LONG).artifacts == put.artifacts, "not learned again"
     given = {"learns": {"steps": [7]}}
     assert worker.put(plan, given, PROMPTS, LONG).artifacts == given
     assert worker.render("candidate", PROMPTS, LONG)[0].statistics["learns"] == {"learned": 1}

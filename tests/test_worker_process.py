@@ -11,21 +11,30 @@ import psutil
 import pytest
 
 from planner.errors import InvalidFile, PlannerError, TrialFailed, UsageError
+from planner.run.pipeline import PipelineSource
 from planner.trials.process import WorkerProcess
-from planner.trials.protocol import Refused
-from tests.faults.study import gone, supervise, wait_for, when
+from planner.trials.protocol import Load, Refused
+from tests.faults.study import LONG, ROOT, gone, supervise, wait_for, when
+from tests.tiny import tiny_workload
 
 
 def test_a_hanging_worker_is_killed_at_its_deadline_with_all_it_started(tmp_path: Path) -> None:
-    hanging = supervise(tmp_path, "tests.faults.source:hanging", load_deadline=6.0)
-    with pytest.raises(TrialFailed, match="after 6 s and was killed") as caught, hanging:
-        raise AssertionError("it loaded")
+    process = WorkerProcess(tmp_path / "log", os.environ)
+    refused = process.ask(load("tests.faults.source:missing"), LONG, "loading")
+    assert isinstance(refused, Refused)
+    with pytest.raises(TrialFailed, match="still loading after 5 s and was killed") as caught:
+        process.ask(load("tests.faults.source:hanging"), 5.0, "loading")
     assert caught.value.stage == "timeout" and "more time" in caught.value.way_out
-    words = str(caught.value.value).split()
-    assert words[0] == "started" and len(words) == 3
-    for pid in words[1:]:
+    *_, word, one, other = str(caught.value.value).split()
+    assert word == "started" and not process.alive
+    for pid in (one, other):
         wait_for(functools.partial(gone, int(pid)))
-    assert hanging.pid is None and hanging.overhead_seconds > 6
+
+
+def load(model: str) -> Load:
+    """Return the request to load a function's pipeline."""
+    source = PipelineSource(model=model, path=str(ROOT), device="cpu")
+    return Load(source=source, workload=tiny_workload(), images="images")
 
 
 def test_an_interrupt_ends_the_worker_with_all_it_started(tmp_path: Path) -> None:

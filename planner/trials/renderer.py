@@ -5,14 +5,13 @@ from __future__ import annotations
 import gc
 import json
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from planner.case.prompts import Prompt, Sample
+from planner.case.prompts import Prompt, Sample, hash_prompts
 from planner.case.workload import Workload
 from planner.errors import PlannerError, TrialFailed
 from planner.hooks.clock import StepClock
@@ -25,6 +24,7 @@ from planner.run.apply import Handle, put_on
 from planner.run.calls import reference_call
 from planner.run.devices.base import backend
 from planner.run.pipeline import PipelineSource, case_of, load_pipeline
+from planner.trials.failing import failing_at
 from planner.trials.protocol import Put, Which
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ BASELINE_FOLDER = "baseline"
 """Where, below a study's images, the untouched pipeline's lie as <prompt id>.png."""
 
 Calibrate = Callable[[Any, Any, Context, Render], Artifact]
-
-_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 class Batch(NamedTuple):
@@ -59,6 +57,8 @@ class Renderer:
         self._backend = backend(source.device)
         self._handle: Handle | None = None
         self._last: tuple[Prompt, Any] | None = None
+        # Kept here too, for plans that fail after calibrating and so return no artifact.
+        self._learned: dict[tuple[str, Plan, str], Artifact] = {}
         self._load()
         self.case = case_of(self._pipeline, source, workload)
 
@@ -196,9 +196,13 @@ class Renderer:
         known = {name: dict(artifact) for name, artifact in artifacts.items() if name in plan}
         for entry in plan.passes:
             learn = registry.get(entry.name).calibrate
-            if learn is not None and entry.name not in known:
+            if learn is None or entry.name in known:
+                continue
+            key = (entry.name, plan.before(entry.name), hash_prompts(prompts))
+            if key not in self._learned:
                 with failing_at("calibrate", plan):
-                    known[entry.name] = self._calibrate(learn, plan, entry, known, prompts)
+                    self._learned[key] = self._calibrate(learn, plan, entry, known, prompts)
+            known[entry.name] = self._learned[key]
         return known
 
     def _calibrate(
@@ -255,41 +259,3 @@ def batches(prompts: Sequence[Prompt], size: int) -> list[Batch]:
 def reversible(plan: Plan) -> bool:
     """Tell whether every pass of a plan has an honest undo."""
     return all(registry.get(name).reversible for name in plan.names)
-
-
-@contextmanager
-def failing_at(stage: str, plan: Plan) -> Iterator[None]:
-    """Turn whatever goes wrong inside into a `TrialFailed` of this stage, or of stage memory.
-
-    Its value is the traceback; a `TrialFailed` from inside keeps its own stage and words.
-    """
-    try:
-        yield
-    except Exception as error:
-        trace = "".join(traceback.format_exception(error))[-3000:]
-        if _out_of_memory(error):
-            raise TrialFailed(
-                f"plan '{plan}' ran out of memory (at {stage})", stage="memory",
-                value=trace, way_out="use a smaller size or batch",
-            ) from error  # fmt: skip
-        if isinstance(error, TrialFailed):
-            if error.__cause__ is None:
-                raise
-            raise TrialFailed(error.what, stage=error.stage, value=trace,
-                              way_out=error.way_out) from error  # fmt: skip
-        raise TrialFailed(
-            f"plan '{plan}' failed at {stage} ({type(error).__name__}: {error})", stage=stage,
-            value=trace, way_out="leave the pass out that stands last in the trace",
-        ) from error  # fmt: skip
-
-
-def _out_of_memory(error: BaseException | None) -> bool:
-    """Tell whether an error, or what caused it, is a lack of memory."""
-    import torch
-
-    while error is not None:
-        lacks = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if lacks or any(phrase in str(error).lower() for phrase in _NO_MEMORY):
-            return True
-        error = error.__cause__
-    return False

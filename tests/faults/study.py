@@ -17,13 +17,10 @@ LONG = 600.0
 """Seconds that nothing here takes unless the machine is in trouble."""
 
 
-def supervise(
-    folder: Path, model: str = "tests.faults.source:tiny", load_deadline: float = 900.0
-) -> Supervisor:
+def supervise(folder: Path, model: str = "tests.faults.source:tiny") -> Supervisor:
     source = PipelineSource(model=model, path=str(ROOT), device="cpu")
     workload = tiny_workload(num_inference_steps=4)
-    return Supervisor(source, workload, folder / "images", log=folder / "worker.log", threads=1,
-                      load_deadline=load_deadline)  # fmt: skip
+    return Supervisor(source, workload, folder / "images", log=folder / "worker.log", threads=1)
 
 
 def gone(pid: int) -> bool:

@@ -1,8 +1,11 @@
 """Learns how often the denoiser is called on the calibration prompts."""
 
+import itertools
 from typing import Any
 
 from planner.passes.base import Artifact, Context, Family, Fidelity, Pass, Render, Stage
+
+_COUNT = itertools.count(1)
 
 
 def calibrate(pipeline: Any, settings: Any, context: Context, render: Render) -> Artifact:
@@ -12,7 +15,7 @@ def calibrate(pipeline: Any, settings: Any, context: Context, render: Render) ->
         render()
     finally:
         hook.remove()
-    return {"steps": steps}
+    return {"steps": steps, "calibration": next(_COUNT)}
 
 
 def apply(pipeline: Any, settings: Any, context: Context) -> Any:
