@@ -1,8 +1,11 @@
+import base64
+import io
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from planner.case.goal import Goal
 from planner.errors import UsageError
@@ -12,10 +15,19 @@ from planner.reporting.draw_front import draw_front
 from planner.reporting.findings import read_findings
 from planner.reporting.front_picture import front_picture, spread
 from planner.reporting.page import render, write_page
-from planner.reporting.pictures import chosen
+from planner.reporting.pictures import chosen, data_uri
 from planner.reporting.svg import ticks
 from planner.reporting.verdict import headline
-from tests.page_study import EXCLUDED, HOSTILE, TRIED, WINNER, Fake, certified_study, plan
+from tests.page_study import (
+    EXCLUDED,
+    HOSTILE,
+    TRIED,
+    WINNER,
+    Fake,
+    certified_study,
+    picture,
+    plan,
+)
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -146,6 +158,16 @@ def test_images_are_shown_worst_first(study: Any) -> None:
 def test_no_prompt_is_shown_twice_however_few_there_are(count: int) -> None:
     picked = [key for key, _ in chosen({str(i): i / 10 for i in range(count)})]
     assert len(picked) == len(set(picked)) == min(count, 9)
+
+
+def test_large_images_are_scaled_down_and_small_ones_kept_exactly() -> None:
+    small = data_uri(picture(1))
+    assert small.startswith("data:image/png;base64,")
+    large = data_uri(picture(1, side=1024))
+    head, _, body = large.partition(",")
+    with Image.open(io.BytesIO(base64.b64decode(body))) as image:
+        assert head == "data:image/jpeg;base64" and image.size == (320, 320)
+    assert len(large) < 100_000
 
 
 def test_step_masks_are_averaged_over_calls_and_absent_forwards_told_apart(study: Any) -> None:
