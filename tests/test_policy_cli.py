@@ -10,7 +10,7 @@ from planner.case.evidence import Evidence
 from planner.case.goal import Goal
 from planner.cli.main import run
 from planner.plans.plan import Plan
-from planner.policy.file import document, dump, schema, write_policy
+from planner.policy.file import document, dump, read_policy, schema, write_policy
 from tests.policies import a_policy, some_evidence
 
 
@@ -153,6 +153,19 @@ def test_generate_writes_an_image(
     assert out.read_bytes() == first
     said = capsys.readouterr()
     assert said.out == "" and f"wrote {out}" in said.err
+
+
+def test_generate_says_in_one_line_what_lies_outside_the_envelope(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = read_policy(tiny)
+    device = file.case.device.model_copy(update={"threads": 999})
+    case = file.case.model_copy(update={"device": device})
+    write_policy(file.model_copy(update={"case": case}), tmp_path / "other.yaml")
+    words = ["generate", "--policy", str(tmp_path / "other.yaml"), "--prompt", "a", *MODEL]
+    assert run([*words, "--out", str(tmp_path / "x.png")]) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert line.startswith("warning: ") and "measured with 999 threads; here" in line
 
 
 def test_generate_imports_no_function_on_a_policys_word(

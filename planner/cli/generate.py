@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import click
@@ -29,7 +30,7 @@ def command(
 
     Exit codes: 0 done, 2 usage, 5 the policy does not fit, 6 invalid file.
     """
-    from planner.policy.runtime import load
+    from planner.policy.runtime import PolicyWarning, load
 
     policy = load(file)
     source = policy.source(model, **where)
@@ -37,7 +38,12 @@ def command(
     from planner.policy.generate import generate
     from planner.run.pipeline import load_pipeline
 
-    stats = generate(policy, load_pipeline(source), prompt, seed, out)
+    pipe = load_pipeline(source)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", PolicyWarning)
+        stats = generate(policy, pipe, prompt, seed, out)
+    for warning in caught:
+        say(f"warning: {warning.message}")
     for name, counters in stats.items():
         if counters:
             say(f"{name}: " + ", ".join(f"{key} {value}" for key, value in counters.items()))

@@ -98,14 +98,14 @@ def _libraries(policy: PolicyFile) -> Iterator[str]:
 
 def _device(policy: Device, live: Device) -> Iterator[str]:
     pairs = {
-        "on": (policy.name, live.name),
-        "with driver": (policy.driver or "none", live.driver or "none"),
-        "on threads:": (policy.threads, live.threads),
-        "with instruction sets": (_listed(policy.features), _listed(live.features)),
+        "on {}": (policy.name, live.name),
+        "with driver {}": (policy.driver or "none", live.driver or "none"),
+        "with {} threads": (policy.threads, live.threads),
+        "with instruction sets {}": (_listed(policy.features), _listed(live.features)),
     }
     for words, (theirs, ours) in pairs.items():
         if theirs != ours:
-            yield f"measured {words} {theirs}; here {ours}"
+            yield f"measured {words.format(theirs)}; here {ours}"
     for name in sorted(policy.libraries.keys() | live.libraries.keys()):
         theirs, ours = policy.libraries.get(name, "absent"), live.libraries.get(name, "absent")
         if theirs != ours:
