@@ -149,8 +149,10 @@ def _unseen(axes: Axes, unseen: Certified) -> None:
         [unseen.seconds], [unseen.lpips], xerr=np.array([[0], [across]]),
         yerr=np.array([[0], [up]]), fmt="D", ms=6, color=_GOOD, elinewidth=1.6, capsize=3,
     )  # fmt: skip
-    axes.annotate(f"{unseen.n} unseen\nprompts", (unseen.seconds, unseen.lpips), (-11, 0),
-                  textcoords="offset points", ha="right", va="center", fontsize=9, color=_GOOD)  # fmt: skip
+    axes.annotate(
+        f"{unseen.n} unseen\nprompts", (unseen.seconds, unseen.lpips), (-11, 0), ha="right",
+        va="center", textcoords="offset points", fontsize=9, color=_GOOD,
+    )  # fmt: skip
 
 
 def _limits(axes: Axes, goal: Goal, reference: float, highest: float) -> None:
