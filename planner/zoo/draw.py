@@ -9,19 +9,18 @@ from __future__ import annotations
 import colorsys
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.measure.captions import HUES
+from planner.measure.outlines import HUES, Field, distance, rotate
 
 SIZE = 128
 """Width and height of a picture in pixels."""
 
 TEXTURES = ("plain", "striped", "dotted", "checked", "grainy", "shaded")
 """Surfaces of a thing; the first one is what an unpatterned thing has."""
-
-Field = NDArray[np.float32]
 
 _Y, _X = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) + np.float32(0.5)
 
@@ -39,43 +38,9 @@ class Thing:
     angle: float
 
 
-def distance(shape: str, x: Field, y: Field, r: float) -> Field:
-    """Return the signed distance in pixels to an upright shape of outer radius `r` at 0, 0."""
-    if shape == "circle":
-        out = np.hypot(x, y) - r
-    elif shape == "ring":
-        out = np.abs(np.hypot(x, y) - 0.75 * r) - 0.25 * r
-    elif shape == "square":
-        out = np.maximum(np.abs(x), np.abs(y)) - 0.8 * r
-    elif shape == "triangle":
-        out = np.maximum(y - 0.5 * r, 0.8660254 * np.abs(x) - 0.5 * y - 0.5 * r)
-    elif shape == "cross":
-        ax, ay = np.abs(x), np.abs(y)
-        wide = np.maximum(ax - r, ay - 0.32 * r)
-        out = np.minimum(wide, np.maximum(ax - 0.32 * r, ay - r))
-    elif shape == "star":
-        out = _star(x, y, r)
-    else:
-        raise ValueError(f"unknown shape {shape!r}")
-    return np.asarray(out, np.float32)
-
-
-def _star(x: Field, y: Field, r: float) -> Field:
-    """Return the distance to a five-pointed star whose inner corners lie at 0.45 of `r`."""
-    sector = 2 * math.pi / 5
-    turn = np.abs((np.arctan2(x, -y) + sector / 2) % sector - sector / 2)
-    rho = np.hypot(x, y)
-    px, py = rho * np.cos(turn), rho * np.sin(turn)
-    inner = 0.45 * r
-    ix, iy = inner * math.cos(sector / 2), inner * math.sin(sector / 2)
-    nx, ny = iy, r - ix
-    norm = math.hypot(nx, ny)
-    return np.asarray(((px - r) * nx + py * ny) / norm, np.float32)
-
-
-def _rotate(angle: float, x: Field, y: Field) -> tuple[Field, Field]:
-    c, s = np.float32(math.cos(angle)), np.float32(math.sin(angle))
-    return c * x + s * y, c * y - s * x
+def _unit(field: NDArray[np.floating[Any]]) -> Field:
+    """Return a field cut to 0 and 1."""
+    return np.asarray(np.clip(field, 0, 1), np.float32)
 
 
 def _wave(phase: Field, sharp: float = 2.5) -> Field:
@@ -95,14 +60,14 @@ def _noise(rng: np.random.Generator, cells: int) -> Field:
 
 def _pattern(kind: str, x: Field, y: Field, rng: np.random.Generator) -> Field:
     """Return a surface pattern between 0 and 1 in the thing's own axes."""
-    u, v = _rotate(rng.uniform(0, math.pi), x, y)
+    u, v = rotate(rng.uniform(0, math.pi), x, y)
     k = np.float32(2 * math.pi / rng.uniform(7.0, 13.0))
     if kind == "striped":
         return _wave(k * u)
     if kind == "dotted":
         return _wave(np.arcsin(np.clip(np.cos(k * u * 0.8) + np.cos(k * v * 0.8) - 1, -1, 1)), 4)
     if kind == "checked":
-        return np.clip(np.sin(k * u * 0.7) * np.sin(k * v * 0.7) * 3 + 0.5, 0, 1)
+        return _unit(np.sin(k * u * 0.7) * np.sin(k * v * 0.7) * 3 + 0.5)
     if kind == "grainy":
         return _noise(rng, int(rng.integers(24, 40)))
     if kind == "shaded":
@@ -132,32 +97,33 @@ def _pale(rng: np.random.Generator) -> Field:
 
 def _ground(rng: np.random.Generator) -> Field:
     """Return a ground: gradient, waves, blotches or a horizon, with fine lines on half of them."""
-    first, second = _pale(rng), _pale(rng)
-    u, v = _rotate(rng.uniform(0, 2 * math.pi), _X - SIZE / 2, _Y - SIZE / 2)
+    first, other = _pale(rng), _pale(rng)
+    second = first + rng.uniform(0.15, 0.6) * (other - first)
+    u, v = rotate(rng.uniform(0, 2 * math.pi), _X - SIZE / 2, _Y - SIZE / 2)
     kind = rng.integers(0, 5)
     if kind == 0:
-        mix = np.clip(u / 150 + 0.5, 0, 1)
+        mix = _unit(u / 150 + 0.5)
     elif kind == 1:
         mix = _wave(u * np.float32(2 * math.pi / rng.uniform(10, 26)), 3)
     elif kind == 2:
         mix = _noise(rng, int(rng.integers(3, 24)))
     elif kind == 3:
-        mix = np.clip((_Y - rng.uniform(45, 95)) + (_X - 64) * rng.uniform(-0.15, 0.15) + 0.5, 0, 1)
+        mix = _unit((_Y - rng.uniform(45, 95)) + (_X - 64) * rng.uniform(-0.15, 0.15) + 0.5)
     else:
         k = 2 * math.pi / rng.uniform(16, 30)
-        mix = np.clip(np.sin(k * u) * np.sin(k * v) * 4 + 0.5, 0, 1)
-    out = first + np.asarray(mix, np.float32) * (second - first)
+        mix = _unit(np.sin(k * u) * np.sin(k * v) * 4 + 0.5)
+    out = first + mix * (second - first)
     out = out * (1 + (_noise(rng, 32) - 0.5) * rng.uniform(0, 0.16))
-    if rng.random() < 0.5:
-        out = _lines(out, rng)
-    return np.asarray(out, np.float32)
+    pale = np.asarray(out, np.float32)
+    return _lines(pale, rng) if rng.random() < 0.5 else pale
 
 
-def _lines(out: Field, rng: np.random.Generator) -> Field:
+def _lines(ground: Field, rng: np.random.Generator) -> Field:
     """Return the ground crossed by one to four fine straight lines."""
     ink = _pale(rng)
+    out: NDArray[np.floating[Any]] = ground
     for _ in range(rng.integers(1, 5)):
-        u, _v = _rotate(rng.uniform(0, math.pi), _X - SIZE / 2, _Y - SIZE / 2)
+        u, _v = rotate(rng.uniform(0, math.pi), _X - SIZE / 2, _Y - SIZE / 2)
         near = np.abs(u - rng.uniform(-55, 55)) - rng.uniform(0.7, 1.5)
         out = out + np.clip(0.5 - near, 0, 1) * 0.85 * (ink - out)
     return np.asarray(out, np.float32)
@@ -166,15 +132,15 @@ def _lines(out: Field, rng: np.random.Generator) -> Field:
 def draw(things: tuple[Thing, ...], seed: int) -> NDArray[np.uint8]:
     """Return the picture of things from back to front, (SIZE, SIZE, 3); `seed` sets the rest."""
     rng = np.random.default_rng(seed)
-    out = _ground(rng)
+    out: NDArray[np.floating[Any]] = _ground(rng)
     light = rng.uniform(0, 2 * math.pi)
     throw, depth = rng.uniform(3, 8), rng.uniform(0.25, 0.55)
     sx, sy = throw * math.cos(light), throw * math.sin(light)
     outline = rng.random() < 0.35
     for thing in things:
-        x, y = _rotate(thing.angle, _X - thing.x, _Y - thing.y)
+        x, y = rotate(thing.angle, _X - thing.x, _Y - thing.y)
         gap = distance(thing.shape, x, y, thing.radius)
-        cx, cy = _rotate(thing.angle, _X - thing.x - sx, _Y - thing.y - sy)
+        cx, cy = rotate(thing.angle, _X - thing.x - sx, _Y - thing.y - sy)
         soft = np.clip(0.5 - distance(thing.shape, cx, cy, thing.radius) / 7, 0, 1)
         out = out * (1 - depth * soft * soft)
         skin = _surface(thing, x, y, rng)

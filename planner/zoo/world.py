@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.measure.captions import HUES, NUMBERS, PLACES, RELATIONS, SHAPES
+from planner.measure.captions import NUMBERS, PLACES, RELATIONS
+from planner.measure.outlines import HUES, SHAPES
 from planner.zoo.draw import SIZE, TEXTURES, Thing, draw
 
 COLOURS = tuple(HUES)

@@ -1,0 +1,132 @@
+"""The denoiser with its two text encoders: sizes, initial weights, and one training loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import FluxPipeline, FluxTransformer2DModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+from planner.zoo.patches import LATENT_CHANNELS
+from planner.zoo.tokenizers import CLIP_LENGTH, TEXT_LENGTH, clip_tokenizer, t5_tokenizer
+
+
+@dataclass(frozen=True)
+class Size:
+    """Sizes of the denoiser and the text encoders."""
+
+    heads: int = 8
+    double: int = 4
+    single: int = 8
+    text: int = 128
+
+
+class Denoiser(nn.Module):
+    """Transformer and text encoders as FluxPipeline calls them, trained together."""
+
+    def __init__(self, size: Size) -> None:
+        """Build the three models with fresh weights."""
+        super().__init__()
+        self.clip_words = clip_tokenizer()
+        self.t5_words = t5_tokenizer()
+        self.clip = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(self.clip_words),
+                hidden_size=size.text,
+                intermediate_size=2 * size.text,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=CLIP_LENGTH,
+                projection_dim=size.text,
+                bos_token_id=self.clip_words.bos_token_id,
+                eos_token_id=self.clip_words.eos_token_id,
+                pad_token_id=self.clip_words.pad_token_id,
+            )
+        )
+        self.t5 = T5EncoderModel(
+            T5Config(
+                vocab_size=len(self.t5_words),
+                d_model=size.text,
+                d_kv=size.text // 4,
+                d_ff=2 * size.text,
+                num_layers=2,
+                num_heads=4,
+                dropout_rate=0.0,
+                pad_token_id=0,
+                eos_token_id=1,
+            )
+        )
+        self.transformer = FluxTransformer2DModel(
+            in_channels=4 * LATENT_CHANNELS,
+            num_layers=size.double,
+            num_single_layers=size.single,
+            attention_head_dim=32,
+            num_attention_heads=size.heads,
+            joint_attention_dim=size.text,
+            pooled_projection_dim=size.text,
+            guidance_embeds=False,
+            axes_dims_rope=(8, 12, 12),
+        )
+        self._start_quiet()
+        self._double = list(self.transformer.transformer_blocks)
+        self._single = list(self.transformer.single_transformer_blocks)
+
+    def use_depth(self, share: float) -> None:
+        """Run only the first `share` of the double and the single blocks; 1 runs all of them.
+
+        A shallow start is cheaper a step, and a block that joins later joins as the identity.
+        """
+        for name, blocks in (("transformer", self._double), ("single_transformer", self._single)):
+            kept = nn.ModuleList(blocks[: max(1, round(share * len(blocks)))])
+            setattr(self.transformer, f"{name}_blocks", kept)
+
+    def _start_quiet(self) -> None:
+        """Zero the modulations and the output: every block starts as the identity."""
+        for name, module in self.transformer.named_modules():
+            quiet = ".norm" in name and name.endswith(".linear")
+            if isinstance(module, nn.Linear) and (quiet or name in ("proj_out", "norm_out.linear")):
+                nn.init.zeros_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def tokens(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+        """Return CLIP and T5 token ids, padded as the pipeline pads them."""
+        how = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        clip = self.clip_words(captions, max_length=CLIP_LENGTH, **how).input_ids
+        return clip, self.t5_words(captions, max_length=TEXT_LENGTH, **how).input_ids
+
+    def forward(self, latents: Tensor, sigma: Tensor, clip_ids: Tensor, t5_ids: Tensor) -> Tensor:
+        """Return the velocity (noise - image) of packed latents (batch, 64, channels)."""
+        side = round(latents.shape[1] ** 0.5)
+        ids = FluxPipeline._prepare_latent_image_ids(1, side, side, latents.device, latents.dtype)
+        out: Tensor = self.transformer(
+            hidden_states=latents,
+            timestep=sigma,
+            pooled_projections=self.clip(clip_ids).pooler_output,
+            encoder_hidden_states=self.t5(t5_ids)[0],
+            txt_ids=torch.zeros(t5_ids.shape[1], 3),
+            img_ids=ids,
+            return_dict=False,
+        )[0]
+        return out
+
+
+def pack(latents: Tensor) -> Tensor:
+    """Return latents (batch, channels, 16, 16) as the pipeline's tokens (batch, 64, 4 channels)."""
+    packed: Tensor = FluxPipeline._pack_latents(latents, *latents.shape)
+    return packed
+
+
+def flow_loss(model: Denoiser, clean: Tensor, captions: list[str], rng: torch.Generator) -> Tensor:
+    """Return the flow-matching error at logit-normal noise levels, for packed latents."""
+    noise = torch.randn(clean.shape, generator=rng)
+    sigma = torch.sigmoid(torch.randn(len(clean), generator=rng) + 0.3)
+    at = sigma[:, None, None]
+    velocity = model((1 - at) * clean + at * noise, sigma, *model.tokens(captions))
+    # The first components of the code carry colours and slopes, the rest fine pattern that no
+    # caption decides: what can be learned weighs more, and the best answer stays the same.
+    weight = torch.full((clean.shape[-1],), 0.6)
+    weight[: 4 * 5] = 2.0
+    loss: Tensor = (weight * (velocity - noise + clean).square()).mean()
+    return loss

@@ -1,0 +1,134 @@
+"""The world is seeded and keeps its promise, the trainer resumes, the shipped model loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from planner.zoo import world
+from planner.zoo.autoencoder import build
+from planner.zoo.export import SHAPES, assemble, write
+from planner.zoo.model import Denoiser, Size
+from planner.zoo.pool import thin
+from planner.zoo.tokenizers import CLIP_LENGTH, TEXT_LENGTH, clip_tokenizer, t5_tokenizer, words
+from planner.zoo.train import Recipe, Trainer
+
+TINY = Size(heads=1, double=1, single=1, text=16)
+
+
+def test_the_same_seed_draws_the_same_scene() -> None:
+    first, again = world.scene("train", 7), world.scene("train", 7)
+    assert first == again
+    assert np.array_equal(first.image(), again.image())
+    assert world.scene("train", 8) != first
+
+
+def test_training_never_shows_a_held_out_combination() -> None:
+    for seed in range(1500):
+        scene = world.scene("train", seed)
+        assert not any(world.held_out(*combo) for combo in scene.combinations), scene.caption
+        for thing in scene.things:
+            assert not world.held_out(thing.colour, thing.shape, world.region(thing.x, thing.y))
+
+
+def test_certification_captions_never_occur_in_training() -> None:
+    certify = set(world.captions("certify", 300))
+    train = {world.scene("train", seed).caption for seed in range(3000)}
+    assert not certify & train
+
+
+def test_captions_leave_the_picture_open() -> None:
+    pictures = [world.scene("train", seed, "one") for seed in range(400)]
+    same = [s for s in pictures if s.caption == pictures[0].caption]
+    assert len(same) > 1
+    assert len({s.things for s in same}) == len(same)
+
+
+def test_every_caption_fits_the_text_lengths_with_one_token_a_word() -> None:
+    clip, t5 = clip_tokenizer(), t5_tokenizer()
+    for word in words():
+        assert len(clip(word).input_ids) == 3 and len(t5(word).input_ids) == 2
+    for caption in world.captions("train", 300) + world.captions("certify", 300):
+        assert len(clip(caption).input_ids) <= CLIP_LENGTH
+        assert len(t5(caption).input_ids) <= TEXT_LENGTH
+        assert t5.unk_token_id not in t5(caption).input_ids
+
+
+def test_a_tenth_of_the_captions_is_dropped() -> None:
+    rng = np.random.default_rng(0)
+    kept = [thin("a red circle on the left", rng) for _ in range(4000)]
+    assert 0.08 < kept.count("") / 4000 < 0.13
+    assert 0.75 < kept.count("a red circle on the left") / 4000 < 0.85
+
+
+def _tiny_vae() -> object:
+    torch.manual_seed(0)
+    vae = build()
+    vae.register_to_config(shift_factor=0.0, scaling_factor=1.0)
+    return vae
+
+
+def test_training_in_two_stretches_equals_one_stretch(tmp_path: Path) -> None:
+    recipe = Recipe(steps=4, batch=2, first_pool=4, fresh=1, shallow=0.0)
+    whole = Trainer(recipe, tmp_path / "whole", TINY)
+    whole.run()
+    Trainer(recipe, tmp_path / "parts", TINY).run(until=2)
+    resumed = Trainer(recipe, tmp_path / "parts", TINY)
+    assert resumed.step == 2
+    resumed.run()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    for name, value in whole.average.items():
+        assert torch.equal(value, resumed.average[name]), name
+
+
+def test_a_saved_pipeline_is_a_start_for_more_training(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model = Denoiser(TINY)
+    write(assemble(model, _tiny_vae(), shift=1.0), tmp_path / "pipeline")
+    trainer = Trainer(Recipe(steps=1), tmp_path / "run", TINY)
+    trainer.start_from(tmp_path / "pipeline")
+    wanted = model.transformer.x_embedder.weight.float()
+    assert torch.equal(trainer.model.transformer.x_embedder.weight, wanted)
+
+
+def test_the_shipped_weights_are_small_and_stored_in_two_precisions() -> None:
+    files = list(SHAPES.rglob("*.safetensors"))
+    assert 0 < sum(file.stat().st_size for file in files) <= 60e6
+    for part, kind in {
+        "text_encoder": torch.float32,
+        "text_encoder_2": torch.float32,
+        "transformer": torch.float16,
+        "vae": torch.float16,
+    }.items():
+        with safe_open(next((SHAPES / part).glob("*.safetensors")), "pt") as stored:
+            assert {stored.get_tensor(name).dtype for name in stored.keys()} == {kind}  # noqa: SIM118
+
+
+def test_shipped_prompts_keep_search_and_certification_apart() -> None:
+    tune = (SHAPES / "prompts_tune.txt").read_text().splitlines()
+    certify = (SHAPES / "prompts_certify.txt").read_text().splitlines()
+    assert len(set(tune)) == len(tune) >= 24
+    assert len(set(certify)) == len(certify) >= 96
+    assert not set(tune) & set(certify)
+    train = {world.scene("train", seed).caption for seed in range(1500)}
+    assert not train & set(certify)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_plain_diffusers_loads_and_renders_the_shipped_model() -> None:
+    from diffusers import DiffusionPipeline
+
+    call = json.loads((SHAPES / "workload.json").read_text())
+    pipe = DiffusionPipeline.from_pretrained(SHAPES)
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    call["num_inference_steps"] = 3
+    image = pipe("a red circle", **call, generator=generator).images[0]
+    assert image.size == (128, 128)
+    assert np.asarray(image).std() > 5
