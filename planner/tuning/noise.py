@@ -45,11 +45,15 @@ def measure_noise(
     first_call = _first_call(worker, calls[0], deadline)
     for role in PASSES:
         done = {sample.prompts for sample in session.ledger.samples(role)}
+        first = role == PASSES[0]
         for call in calls:
-            if tuple(prompt.id for prompt in call) in done:
+            measured = tuple(prompt.id for prompt in call) in done
+            drawn = all(reference_image(session.images, prompt).exists() for prompt in call)
+            if measured and (drawn or not first):
                 continue
-            for sample in worker.render("baseline", call, deadline, save=role == PASSES[0]):
-                session.keep(sample, role)
+            for sample in worker.render("baseline", call, deadline, save=first):
+                if not measured:  # otherwise only the reference image was missing
+                    session.keep(sample, role)
     noise = _noise(session, worker.load_seconds, first_call)
     session.ledger.append("noise", noise.model_dump())
     return noise

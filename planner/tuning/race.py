@@ -18,7 +18,8 @@ from planner.case.prompts import Prompt, Sample
 from planner.errors import TrialFailed
 from planner.passes.base import Artifact
 from planner.plans.plan import Plan
-from planner.trials.supervisor import Put, Supervisor
+from planner.trials.protocol import Put
+from planner.trials.supervisor import Supervisor
 
 _LOST = 0.95
 """Confidence at which a plan counts as worse than the best one or the cap."""

@@ -57,7 +57,9 @@ class Session:
         path = folder / "ledger.jsonl"
         body = _identity(request, case) | facts
         if not (resume and path.exists()):
-            return cls(Ledger.create(path, body, fresh=fresh), request, folder)
+            ledger = Ledger.create(path, body, fresh=fresh)
+            _set_aside(folder / "images")
+            return cls(ledger, request, folder)
         ledger = Ledger.open(path)
         found = differences(_identity(request, case), ledger.study)
         if found:
@@ -114,6 +116,16 @@ class Session:
         named = sample.model_copy(update={"role": role})
         self.ledger.append("sample", named.model_dump(mode="json"))
         return named
+
+
+def _set_aside(images: Path) -> None:
+    """Keep an older study's images beside the new ones: a reference is never overwritten."""
+    k = 1
+    while images.exists():
+        spare = images.with_name(f"{images.name}.old-{k}")
+        if not spare.exists():
+            images.rename(spare)
+        k += 1
 
 
 def study_folder(request: TuneRequest, device: Device) -> Path:

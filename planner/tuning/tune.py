@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from contextlib import closing
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from planner.case.goal import Goal
-from planner.errors import Interrupted, NoPlanMeetsGoal, NotCertified
+from planner.errors import Interrupted, NoPlanMeetsGoal, NotCertified, UsageError
 from planner.plans.graph import Graph, build
 from planner.policy.file import write_policy
 from planner.run.devices.base import backend
@@ -34,7 +35,23 @@ def run(
     """
     device = backend(request.source.device).describe()
     folder = study_folder(request, device)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder} ({error.strerror})", value=str(folder),
+                         way_out="choose another folder with --out") from error  # fmt: skip
+    try:
+        return _run(request, progress, folder, resume=resume, fresh=fresh)
+    except KeyboardInterrupt as error:
+        raise Interrupted(
+            f"stopped; every finished measurement is kept in {folder}",
+            way_out="go on with the same command and --resume",
+        ) from error
+
+
+def _run(
+    request: TuneRequest, progress: Progress, folder: Path, *, resume: bool, fresh: bool
+) -> TuneResult:
     images, log = folder / "images", folder / "worker.log"
     with Supervisor(request.source, request.workload, images, log=log) as worker:
         graph = build(
@@ -44,14 +61,7 @@ def run(
             request, worker.case, _facts(request, graph), resume=resume, fresh=fresh
         )
         with closing(session.ledger):
-            try:
-                return Tuning(session, worker, graph, progress).run()
-            except KeyboardInterrupt as error:
-                trials = len(session.trials())
-                raise Interrupted(
-                    f"stopped after {trials} finished trials; all are kept in {folder}",
-                    way_out="go on with the same command and --resume",
-                ) from error
+            return Tuning(session, worker, graph, progress).run()
 
 
 class Tuning:
