@@ -93,7 +93,8 @@ def _forward(layer: Any, x: Any) -> Any:
 def _define_operator() -> Any:
     import torch
 
-    library: Any = torch.library.Library("planner", "DEF")
+    make: Any = torch.library.Library
+    library = make("planner", "DEF")
     library.define("int8_linear(Tensor x, Tensor handle, int features) -> Tensor")
     library.impl("int8_linear", _run_by_handle, "CPU")
     library.impl("int8_linear", _shape_alone, "Meta")

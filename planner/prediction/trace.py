@@ -169,7 +169,7 @@ class _Counter:
         group.flops += _flops(function, args, kwargs, out)
         group.bytes += _bytes((args, kwargs)) + _bytes(out)
         group.launches += 1
-        group.dtype = group.dtype or _dtype(out)
+        group.dtype = group.dtype or ("int8" if _is_integer(function) else _dtype(out))
 
 
 class _Branch(Hook):
@@ -210,6 +210,10 @@ def _is_view(function: Any) -> bool:
     return bool(returns) and all(r.alias_info and not r.alias_info.is_write for r in returns)
 
 
+def _is_integer(function: Any) -> bool:
+    return function._schema.name in ("quantized::linear_dynamic", "planner::int8_linear")
+
+
 def _kind(function: Any) -> Kind:
     name = function._schema.name.partition("::")[2]
     if "scaled_dot_product" in name or name in ("bmm", "baddbmm", "_softmax"):
@@ -226,6 +230,8 @@ def _flops(function: Any, args: Any, kwargs: Any, out: Any) -> float:
         batch, heads, queries, width = args[0].shape
         pairs: float = batch * heads * queries * args[1].shape[2]
         return 4.0 * pairs * float(width)
+    if _is_integer(function):
+        return 2.0 * float(args[0].numel() * out.shape[-1])
     known = flop_registry.get(function._overloadpacket)
     if known is not None:
         return float(known(*args, **kwargs, out_val=out))

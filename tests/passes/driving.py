@@ -88,6 +88,12 @@ class Bench:
         return put_on(self.pipe, plan, self.case, artifacts, self.memo)
 
 
+@functools.cache
+def shared_bench() -> Bench:
+    """The one bench of a test run, so that calibration and compiling happen once."""
+    return Bench()
+
+
 class Executed:
     """Counts what a tiny Flux really computes: forwards of the denoiser and of its stack."""
 

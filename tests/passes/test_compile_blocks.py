@@ -1,0 +1,89 @@
+"""Compiled blocks underneath hooks."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from planner.passes import registry
+from tests.passes.driving import Bench, Executed, shared_bench
+
+PASS = registry.get("compile_blocks")
+SHORT: dict[str, Any] = {"steps": {"num_inference_steps": 4}}
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """Dynamo's counters over a compile without a code generator, which is the slow part."""
+    from torch._dynamo.utils import counters
+
+    real = torch.compile
+
+    def compile_(function: Any, *, mode: str, dynamic: bool, **limit: Any) -> Any:
+        return real(function, backend="aot_eager", dynamic=dynamic, **limit)
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    shared = shared_bench()
+    kept, shared.memo = shared.memo, {}
+    counters.clear()
+    yield counters
+    shared.memo = kept
+
+
+def test_one_graph_serves_all_blocks_of_a_class_whatever_passes_are_on(
+    bench: Bench, graphs: dict[str, Any]
+) -> None:
+    with bench.put({"compile_blocks": {}} | SHORT):
+        plain = bench.draw()
+    # Two classes; the first single block sees contiguous text tokens, the others a slice.
+    assert graphs["stats"]["unique_graphs"] <= 3
+    before = graphs["stats"]["unique_graphs"]
+    with bench.put({"compile_blocks": {}, "tea_cache": {"threshold": 0.6}} | SHORT) as handle:
+        cached = bench.draw()
+        assert handle.stats["tea_cache"]["reused"]
+    with bench.put({"compile_blocks": {}, "first_block_cache": {"threshold": 0.0}} | SHORT):
+        assert torch.equal(bench.draw(), plain)
+    assert graphs["stats"]["unique_graphs"] == before
+    assert not graphs["graph_break"] and not torch.equal(plain, cached)
+
+
+def test_quantized_layers_do_not_break_the_graph(bench: Bench, graphs: dict[str, Any]) -> None:
+    plan = {"int8_dynamic": {"scope": "feed_forward"}} | SHORT
+    with bench.put(plan):
+        expected = bench.draw()
+    with bench.put(plan | {"compile_blocks": {}}):
+        assert torch.allclose(bench.draw(), expected, rtol=1e-4, atol=1e-5)
+    assert not graphs["graph_break"] and graphs["stats"]["unique_graphs"] <= 3
+
+
+def test_a_reused_step_stays_reused_under_compiled_blocks(bench: Bench) -> None:
+    plan = {"tea_cache": {"threshold": 0.5}}
+    with bench.put(plan) as handle:
+        expected = bench.draw()
+        mask = handle.stats["tea_cache"]["mask_cond"]
+    with bench.put(plan | {"compile_blocks": {}}) as handle, Executed(bench.pipe) as executed:
+        assert torch.allclose(bench.draw(), expected, rtol=1e-3, atol=1e-4)
+        assert handle.stats["tea_cache"]["mask_cond"] == mask
+        assert handle.stats["compile_blocks"] == {"blocks": 4, "classes": 2}
+    assert executed.forwards == 20
+
+
+def test_a_cpu_without_compiler_is_told_which_one_is_missing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    (said,) = PASS.missing(bench.case)
+    assert said == (
+        "compile_blocks needs a C++ compiler on a CPU; 'no-such-compiler' is not on the path"
+    )
+
+
+def test_fused_work_reads_memory_once(bench: Bench) -> None:
+    after = PASS.effect(bench.work, PASS.settings(), None)
+    pairs = zip(bench.work.phases[1].operations, after.phases[1].operations, strict=True)
+    for old, new in pairs:
+        fused = old.block and old.kind in ("normalisation", "elementwise")
+        assert new.launches == (1 if fused else old.launches)
+        assert new.bytes == pytest.approx(old.bytes / old.launches if fused else old.bytes)
+        assert new.flops == old.flops
