@@ -10,6 +10,7 @@ import torch
 from planner.case.case import Case
 from planner.case.telemetry import Telemetry
 from planner.case.work import Work
+from planner.hooks.blocks import beneath_hooks, own_forward
 from planner.hooks.changes import Recording
 from planner.hooks.clock import StepClock
 from planner.passes import registry
@@ -95,22 +96,29 @@ def shared_bench() -> Bench:
 
 
 class Executed:
-    """Counts what a tiny Flux really computes: forwards of the denoiser and of its stack."""
+    """Counts what a tiny Flux really computes: forwards of the denoiser and of its stack.
+
+    Enter it after a plan is on, leave it before: the last block is watched underneath all hooks
+    and around compiled code.
+    """
 
     def __init__(self, pipe: Any) -> None:
-        last = pipe.transformer.single_transformer_blocks[-1]
         self.forwards = self.stacks = self.encodings = 0
-        self._hooks = [
-            pipe.transformer.x_embedder.register_forward_hook(self._forward),
-            last.attn.register_forward_hook(self._stack),
-            pipe.text_encoder.register_forward_hook(self._encode),
+        last = pipe.transformer.single_transformer_blocks[-1]
+        inner = own_forward(last)
+
+        def stack(*args: Any, **kwargs: Any) -> Any:
+            self.stacks += 1
+            return inner(*args, **kwargs)
+
+        self._undo = [
+            beneath_hooks(last, stack),
+            pipe.transformer.x_embedder.register_forward_hook(self._forward).remove,
+            pipe.text_encoder.register_forward_hook(self._encode).remove,
         ]
 
     def _forward(self, *_: Any) -> None:
         self.forwards += 1
-
-    def _stack(self, *_: Any) -> None:
-        self.stacks += 1
 
     def _encode(self, *_: Any) -> None:
         self.encodings += 1
@@ -119,8 +127,8 @@ class Executed:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
+        for undo in self._undo:
+            undo()
 
 
 def leftovers(pipe: Any) -> list[str]:

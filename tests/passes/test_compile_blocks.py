@@ -39,7 +39,7 @@ def test_one_graph_serves_all_blocks_of_a_class_whatever_passes_are_on(
     # Two classes; the first single block sees contiguous text tokens, the others a slice.
     assert graphs["stats"]["unique_graphs"] <= 3
     before = graphs["stats"]["unique_graphs"]
-    with bench.put({"compile_blocks": {}, "tea_cache": {"threshold": 0.6}} | SHORT) as handle:
+    with bench.put({"compile_blocks": {}, "tea_cache": {"threshold": 9.0}} | SHORT) as handle:
         cached = bench.draw()
         assert handle.stats["tea_cache"]["reused"]
     with bench.put({"compile_blocks": {}, "first_block_cache": {"threshold": 0.0}} | SHORT):
