@@ -68,7 +68,7 @@ def decoder_loss(
 ) -> Tensor:
     """Return absolute error, edges and, with a metric, LPIPS of decoded latents."""
     image, latent = batch
-    out = vae.decode(latent + 0.03 * torch.randn_like(latent)).sample
+    out: Tensor = vae.decode(latent + 0.03 * torch.randn_like(latent)).sample
     loss: Tensor = (out - image).abs().mean()
     for mine, true in zip(edges(out), edges(image), strict=True):
         loss = loss + 0.25 * (mine - true).abs().mean()
@@ -81,8 +81,8 @@ def decoder_loss(
 def encoder_loss(vae: AutoencoderKL, batch: tuple[Tensor, Tensor]) -> Tensor:
     """Return the squared error of the encoder's mean, and of a log variance of -12."""
     found = vae.encode(batch[0]).latent_dist
-    loss: Tensor = nn.functional.mse_loss(found.mean, batch[1])
-    return loss + 1e-3 * (found.logvar + 12).square().mean()
+    narrow: Tensor = 1e-3 * (found.logvar + 12).square().mean()
+    return nn.functional.mse_loss(found.mean, batch[1]) + narrow
 
 
 def pace(share: float, peak: float) -> float:
@@ -91,18 +91,20 @@ def pace(share: float, peak: float) -> float:
     return peak * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
 
 
-def train(folder: Path, part: str, minutes: float, rate: float) -> None:
-    """Train one part for a stretch of wall time, going on from `folder` where it is there."""
+def train(folder: Path, start: Path | None, part: str, minutes: float, rate: float) -> None:
+    """Train one part for a stretch of wall time, going on from `folder`, or else from `start`."""
     torch.manual_seed(0)
     known = code()
-    vae = AutoencoderKL.from_pretrained(folder) if folder.exists() else build()
+    known_weights = folder if folder.exists() else start
+    vae = AutoencoderKL.from_pretrained(known_weights) if known_weights else build()
+    vae = vae.float()
     trained = vae.decoder if part == "decoder" else vae.encoder
     optimizer = torch.optim.AdamW(trained.parameters(), lr=rate, betas=(0.9, 0.99))
     # the differentiable network inside the metric, in which LPIPS is a loss
     metric = Lpips()._mean
-    start, step, mean, first = time.time(), 0, 0.0, int(time.time()) % 10**6 * 1000
+    begun, step, mean, first = time.time(), 0, 0.0, int(time.time()) % 10**6 * 1000
     rng = torch.Generator().manual_seed(first)
-    while (share := (time.time() - start) / (minutes * 60)) < 1:
+    while (share := (time.time() - begun) / (minutes * 60)) < 1:
         for group in optimizer.param_groups:
             group["lr"] = pace(share, rate)
         images = pictures(first + step * 2, 2)
@@ -118,7 +120,7 @@ def train(folder: Path, part: str, minutes: float, rate: float) -> None:
         step += 1
         mean = loss.item() if step == 1 else 0.98 * mean + 0.02 * loss.item()
         if step % 50 == 0:
-            print(f"{step} steps, {time.time() - start:.0f} s, loss {mean:.4f}", flush=True)
+            print(f"{step} steps, {time.time() - begun:.0f} s, loss {mean:.4f}", flush=True)
         if step % 250 == 0:
             vae.save_pretrained(folder)
     vae.save_pretrained(folder)
@@ -131,10 +133,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=25)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--folder", type=Path, default=Path("build/zoo/vae"))
+    parser.add_argument("--start", type=Path, help="autoencoder folder to start from")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    train(args.folder, args.part, args.minutes, args.rate)
+    train(args.folder, args.start, args.part, args.minutes, args.rate)
 
 
 if __name__ == "__main__":
