@@ -17,6 +17,9 @@ from weakref import WeakValueDictionary
 
 from planner.errors import UsageError
 
+WEIGHT_LIMIT = 63
+"""Weights have 7 bits: without VNNI, two products of 8×8 bit are summed in a saturating 16 bits."""
+
 
 def engine_for(device: str, wanted: str = "auto") -> str:
     """Return the kernel for a device type: fbgemm, onnxruntime or torchao.
@@ -113,7 +116,7 @@ def _fbgemm(layer: Any) -> Callable[[Any], Any]:
     import torch
 
     weight = layer.weight.detach()
-    scale = weight.abs().amax(1).clamp(min=1e-8).double() / 127
+    scale = weight.abs().amax(1).clamp(min=1e-8).double() / WEIGHT_LIMIT
     zero = torch.zeros(len(scale), dtype=torch.int64)
     with warnings.catch_warnings():
         # torch announces that quantized tensors go away; `_onnxruntime` is the way on.
@@ -122,8 +125,8 @@ def _fbgemm(layer: Any) -> Callable[[Any], Any]:
         packed = torch.ops.quantized.linear_prepack(quantized, layer.bias)
 
     def forward(x: Any) -> Any:
-        # reduce_range: 7-bit activations, since without VNNI 8×8-bit sums saturate in 16 bits.
-        return torch.ops.quantized.linear_dynamic(x, packed, True)
+        # Not reduce_range: 7-bit activations would double the error of 7-bit weights.
+        return torch.ops.quantized.linear_dynamic(x, packed, False)
 
     return forward
 
@@ -135,7 +138,7 @@ def _onnxruntime(layer: Any) -> Callable[[Any], Any]:
     from onnx import helper, numpy_helper
 
     weight = layer.weight.detach()
-    scale = weight.abs().amax(1).clamp(min=1e-8) / 63  # 7 bits, for the same reason as above
+    scale = weight.abs().amax(1).clamp(min=1e-8) / WEIGHT_LIMIT
     integers = (weight / scale[:, None]).round().to(torch.int8)
     bias = torch.zeros(len(scale)) if layer.bias is None else layer.bias.detach()
     constants = {"w": integers.t().contiguous().numpy(), "s": scale.numpy(), "b": bias.numpy()}

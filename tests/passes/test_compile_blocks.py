@@ -39,7 +39,8 @@ def test_one_graph_serves_all_blocks_of_a_class_whatever_passes_are_on(
     # Two classes; the first single block sees contiguous text tokens, the others a slice.
     assert graphs["stats"]["unique_graphs"] <= 3
     before = graphs["stats"]["unique_graphs"]
-    with bench.put({"compile_blocks": {}, "tea_cache": {"threshold": 9.0}} | SHORT) as handle:
+    tea_cache = {"tea_cache": {"threshold": 9.0, "start": 0.0}}
+    with bench.put({"compile_blocks": {}} | tea_cache | SHORT) as handle:
         cached = bench.draw()
         assert handle.stats["tea_cache"]["reused"]
     with bench.put({"compile_blocks": {}, "first_block_cache": {"threshold": 0.0}} | SHORT):
@@ -58,7 +59,7 @@ def test_quantized_layers_do_not_break_the_graph(bench: Bench, graphs: dict[str,
 
 
 def test_a_reused_step_stays_reused_under_compiled_blocks(bench: Bench) -> None:
-    plan = {"tea_cache": {"threshold": 0.5}}
+    plan = {"tea_cache": {"threshold": 0.5, "start": 0.0}}
     with bench.put(plan) as handle:
         expected = bench.draw()
         mask = handle.stats["tea_cache"]["mask_cond"]

@@ -43,7 +43,7 @@ class Added:
 
 
 def test_a_reused_step_adds_what_its_own_branch_last_added(bench: Bench) -> None:
-    with bench.put({"tea_cache": {"threshold": 0.5}}) as handle:
+    with bench.put({"tea_cache": {"threshold": 0.5, "start": 0.0}}) as handle:
         watched = Added(bench.pipe)
         bench.draw()
         watched.stop()
@@ -64,7 +64,8 @@ def test_no_block_runs_in_a_reused_step(bench: Bench) -> None:
         ran += 1
 
     hook = bench.pipe.transformer.transformer_blocks[0].attn.register_forward_hook(count)
-    with bench.put({"tea_cache": {"threshold": 0.5}}) as handle, Executed(bench.pipe) as executed:
+    plan = {"tea_cache": {"threshold": 0.5, "start": 0.0}}
+    with bench.put(plan) as handle, Executed(bench.pipe) as executed:
         bench.draw()
         stats = handle.stats["tea_cache"]
     hook.remove()
@@ -88,13 +89,16 @@ def test_steps_before_start_and_the_last_are_pinned(bench: Bench) -> None:
 
 def test_the_rule_gathers_change_until_the_threshold_and_starts_again() -> None:
     changes = (0.1, 0.1, 0.1, 0.25, 0.05, 0.1, 0.1, 0.3, 0.1)
-    settings = TeaCacheSettings(threshold=0.25)
+    settings = TeaCacheSettings(threshold=0.25, start=0.0)
     #  gathered:  -  .1 .2 .3 .25 .05 .15 .25 .3  pinned
     assert simulate(settings, LINE, changes, 10) == "1001100111"
 
 
 def test_a_branch_that_guidance_leaves_out_is_not_counted(bench: Bench) -> None:
-    plan = {"tea_cache": {"threshold": 0.5}, "guidance_interval": {"start": 0.3, "stop": 0.7}}
+    plan = {
+        "tea_cache": {"threshold": 0.5, "start": 0.0},
+        "guidance_interval": {"start": 0.3, "stop": 0.7},
+    }
     with bench.put(plan) as handle, Executed(bench.pipe) as executed:
         bench.draw()
         stats = handle.stats["tea_cache"]
@@ -149,6 +153,6 @@ def test_thresholds_searched_here_reach_from_some_reuse_to_three_computed_steps(
     curve = Curve.of(bench.artifact("tea_cache"))
     indicator = bench.telemetry.branches["cond"][0]
     assert domain.low is not None and domain.high is not None
-    mild = simulate(TeaCacheSettings(threshold=domain.low * 1.3), curve, indicator, 10)
-    bold = simulate(TeaCacheSettings(threshold=domain.high), curve, indicator, 10)
+    mild = simulate(TeaCacheSettings(threshold=domain.low * 1.3, start=0.0), curve, indicator, 10)
+    bold = simulate(TeaCacheSettings(threshold=domain.high, start=0.0), curve, indicator, 10)
     assert 0 < mild.count("0") <= 5 and 3 <= bold.count("1") <= 4

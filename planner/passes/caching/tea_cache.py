@@ -3,7 +3,8 @@
 What it does: follows the timestep-modulated input of the first block from step to step. Its
 relative change, rescaled by a polynomial, is added up; below the threshold the whole stack is
 skipped and what it last added (image and text tokens) is added again, above it the stack runs and
-the sum starts at zero. The first and the last step always run. Every branch decides for itself.
+the sum starts at zero. The first and the last step always run, and so do those before `start`,
+where the layout is settled. Every branch decides for itself.
 When it helps: schedules of 16 steps and more; unlike a first-block cache, a skipped step runs no
 block at all. The polynomial is fitted here, from one reference run.
 What it costs: the calibration run, one scalar read a forward, two residuals of memory a branch.
@@ -48,11 +49,11 @@ class TeaCacheSettings(Settings):
     """How much change may gather before the stack runs again, and from where on."""
 
     threshold: float = knob(
-        0.15, "gathered relative change of the residual at which the stack runs again",
+        0.2, "gathered relative change of the residual at which the stack runs again",
         low=0.02, high=1.5, log=True, least=0.0, most=100.0,
     )  # fmt: skip
     start: float = knob(
-        0.0, "share of the schedule before which every step is computed", low=0.0, high=0.4,
+        0.2, "share of the schedule before which every step is computed", low=0.0, high=0.4,
         step=0.05, least=0.0, most=1.0,
     )  # fmt: skip
 
@@ -274,6 +275,6 @@ PASS = Pass(
     apply=apply,
     observe=observe,
     narrow=narrow,
-    seeds=({"threshold": 0.15}, {"threshold": 0.3}),
+    seeds=({"threshold": 0.2, "start": 0.2}, {"threshold": 0.4, "start": 0.1}),
     batch_invariant=False,
 )

@@ -6,8 +6,8 @@ the final projection keep their precision. One function chooses the kernel: torc
 kernel on the CPU, ONNX Runtime where torch has dropped that, torchao on CUDA.
 When it helps: wide layers: 256×1024 and up on the CPU, 1024 and up on a GPU, there with compile.
 What it costs: packing once; both copies of the weights stay in memory, so that the pass can be
-taken off. On processors without VNNI activations have 7 bits (or weights, with ONNX Runtime),
-since sums of 8×8 bit saturate in 16.
+taken off. On the CPU weights have 7 bits, since kernels without VNNI add two products of 8×8 bits
+in a saturating 16.
 When not: narrow layers, adapters that are not fused, float16 on the CPU. torchao's own INT8 is
 20 to 40 times slower than float32 on a CPU.
 Source: LLM.int8-style dynamic W8A8; torchao Int8DynamicActivationInt8WeightConfig; ONNX Runtime's

@@ -46,7 +46,7 @@ class GuidanceIntervalSettings(Settings):
         least=0.0, most=1.0,
     )  # fmt: skip
     stop: float = knob(
-        0.8, "share of the steps at which guidance ends", low=0.3, high=1.0, step=0.05,
+        0.7, "share of the steps at which guidance ends", low=0.3, high=1.0, step=0.05,
         least=0.0, most=1.0,
     )  # fmt: skip
 
@@ -162,6 +162,6 @@ PASS = Pass(
     effect=effect,
     apply=apply,
     observe=observe,
-    seeds=({"start": 0.0, "stop": 0.8}, {"start": 0.1, "stop": 0.7}),
+    seeds=({"start": 0.0, "stop": 0.7}, {"start": 0.0, "stop": 0.5}),
     batch_invariant=True,
 )
