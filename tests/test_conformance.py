@@ -113,7 +113,7 @@ def test_needs_answer_nothing_or_a_sentence_that_names_the_pass(one: Pass, bench
         "model": bench.case.model.model_copy(update={
             "components": {}, "adapters": ("a style",),
             "traits": bench.case.model.traits.model_copy(update={
-                "cacheable": False, "branches": (), "block_classes": ("Strange",),
+                "cacheable": False, "branches": (), "block_classes": ("Strange",), "blocks": 0,
             }),
         }),
         "device": bench.case.device.model_copy(update={"features": ()}),

@@ -126,28 +126,28 @@ class Tally:
     """
 
     def __init__(self, statistics: dict[str, Scalar], clock: StepClock) -> None:
-        self._statistics = statistics
+        self._statistics: dict[str, Any] = statistics
         self._clock = clock
-        self._counts: dict[str, list[int]] = {}
-        self._masks: dict[str, str] = {}
+        self._names: dict[str, tuple[str, str, str]] = {}
 
     def restart(self) -> None:
         """Begin anew at the next forward; register with the clock's `on_reset`."""
-        self._counts = {}
-        self._masks = {}
+        self._names = {}
 
     def add(self, branch: str, computed: bool) -> None:
         """Count one forward of a branch at the clock's step."""
-        if not self._counts:
+        done, reused, mask = self._names.get(branch) or self._begin(branch)
+        counts = self._statistics
+        counts["computed" if computed else "reused"] += 1
+        counts[done if computed else reused] += 1
+        counts["hit_rate"] = counts["reused"] / (counts["computed"] + counts["reused"])
+        counts[mask] = counts[mask].ljust(self._clock.step, "-") + ("1" if computed else "0")
+
+    def _begin(self, branch: str) -> tuple[str, str, str]:
+        if not self._names:
             self._statistics.clear()
-        counts = self._counts.setdefault(branch, [0, 0])
-        counts[0 if computed else 1] += 1
-        mask = self._masks.get(branch, "").ljust(self._clock.step, "-")
-        self._masks[branch] = mask + ("1" if computed else "0")
-        done = sum(pair[0] for pair in self._counts.values())
-        reused = sum(pair[1] for pair in self._counts.values())
-        self._statistics.update({
-            "computed": done, "reused": reused, "hit_rate": reused / (done + reused),
-            f"computed_{branch}": counts[0], f"reused_{branch}": counts[1],
-            f"mask_{branch}": self._masks[branch],
-        })  # fmt: skip
+            self._statistics.update({"computed": 0, "reused": 0, "hit_rate": 0.0})
+        names = (f"computed_{branch}", f"reused_{branch}", f"mask_{branch}")
+        self._statistics.update(zip(names, (0, 0, ""), strict=True))
+        self._names[branch] = names
+        return names

@@ -1,6 +1,7 @@
 """INT8 linear layers: kernels, scopes, and that both kernels are real."""
 
 import gc
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -17,7 +18,12 @@ from planner.run.apply import LeavesCaseWarning
 from tests.passes.driving import Bench
 
 PASS = registry.get("int8_dynamic")
-ENGINES = ("fbgemm", "onnxruntime")
+HAS_ONNX = find_spec("onnxruntime") is not None and find_spec("onnx") is not None
+NO_ONNX = "the way on needs onnx and onnxruntime, which planner does not require"
+ENGINES = (
+    "fbgemm",
+    pytest.param("onnxruntime", marks=pytest.mark.skipif(not HAS_ONNX, reason=NO_ONNX)),
+)
 
 
 def layer(features: int = 64, outputs: int = 96, bias: bool = True) -> torch.nn.Linear:
@@ -74,7 +80,7 @@ def test_an_engine_that_is_not_here_is_refused_with_those_that_are() -> None:
     assert engine_for("cpu") == "fbgemm" and engine_for("cuda") == "torchao"
     with pytest.raises(UsageError, match="cannot use 'torchao' on cpu") as caught:
         engine_for("cpu", "torchao")
-    assert caught.value.way_out == "this installation has fbgemm, onnxruntime"
+    assert caught.value.way_out.startswith("this installation has fbgemm")
 
 
 @pytest.mark.parametrize(
@@ -127,15 +133,13 @@ def test_no_layer_in_scope_is_reported_as_inert(bench: Bench) -> None:
         }
 
 
-def test_the_way_on_draws_nearly_the_same_image(bench: Bench) -> None:
-    images = []
-    for engine in ENGINES:
-        with bench.put({"int8_dynamic": {"engine": engine}}) as handle:
-            images.append(bench.draw())
-            assert handle.stats["int8_dynamic"]["engine"] == engine
-    scale = bench.untouched.abs().mean()
-    for image in images:
-        assert 0 < (image - bench.untouched).abs().mean() / scale < 0.05
+@pytest.mark.parametrize("engine", ENGINES)
+def test_either_kernel_draws_nearly_the_same_image(bench: Bench, engine: str) -> None:
+    with bench.put({"int8_dynamic": {"engine": engine}}) as handle:
+        image = bench.draw()
+        assert handle.stats["int8_dynamic"]["engine"] == engine
+    error = (image - bench.untouched).abs().mean() / bench.untouched.abs().mean()
+    assert 0 < error < 0.05
 
 
 def test_half_precision_on_a_cpu_is_refused_with_the_dtype(bench: Bench) -> None:

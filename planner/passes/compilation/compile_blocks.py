@@ -93,7 +93,7 @@ def effect(work: Work, settings: CompileBlocksSettings, telemetry: Telemetry | N
 
 
 def _known_blocks(case: Case) -> str | None:
-    if case.model.traits.cacheable:
+    if case.model.traits.blocks:
         return None
     return f"compile_blocks needs a known block list; {case.model.traits.denoiser_class} has none"
 

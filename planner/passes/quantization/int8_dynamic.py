@@ -186,7 +186,7 @@ def _fused_adapters(case: Case) -> str | None:
 
 
 def _blocks(case: Case) -> str | None:
-    if case.model.traits.cacheable:
+    if case.model.traits.blocks:
         return None
     return f"int8_dynamic needs a known block list; {case.model.traits.denoiser_class} has none"
 
