@@ -14,8 +14,8 @@ from planner.passes import registry
 from planner.passes.base import Context, Family, Fidelity, NoSettings, Pass, Stage
 from planner.plans.plan import BASELINE, Plan
 from planner.run.apply import LeavesCaseWarning, handle_of, put_on
-from planner.run.calls import batch_of, merged, reference_call
-from tests.tiny import CALL, render, tiny_case, tiny_flux
+from planner.run.calls import reference_call
+from tests.tiny import render, tiny_case, tiny_flux
 
 Log = list[str]
 
@@ -288,14 +288,3 @@ def test_a_default_negative_prompt_is_repeated_for_a_list_of_prompts(pipe: Any) 
         assert draw(pipe, texts).shape == (2, 64, 64, 3)
         draw(pipe, texts, negative_prompt=["", ""])
         assert handle.certified
-
-
-def test_the_number_of_images_counts_prompts_and_copies() -> None:
-    assert batch_of({"prompt": ["a", "b"], "num_images_per_prompt": 3}) == 6
-    assert batch_of({"prompt": "a"}) == batch_of({}) == 1
-    assert batch_of({"prompt_embeds": np.zeros((4, 2, 2))}) == 4
-
-
-def test_given_arguments_win_over_defaults() -> None:
-    assert merged(CALL, {"height": 32})["height"] == 32
-    assert "negative_prompt" not in merged(CALL, {"negative_prompt_embeds": 1})

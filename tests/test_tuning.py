@@ -128,7 +128,8 @@ def test_every_outcome_sets_the_same_constraints() -> None:
 
 def test_the_incumbent_is_the_least_distance_inside_the_limits() -> None:
     trials = [trial(0, 40, measured(0.6, 0.01)), trial(1, 20, measured(0.35, 0.05)),
-              trial(2, 12, measured(0.2, 0.09)), trial(3, 13, measured(0.2, 0.02, "stopped"))]  # fmt: skip
+              trial(2, 12, measured(0.2, 0.09)),
+              trial(3, 13, measured(0.2, 0.02, "stopped"))]  # fmt: skip
     found = incumbent(trials, GOAL, REFERENCE)
     assert found is not None
     assert found[0].number == 1

@@ -34,10 +34,12 @@ class Bar:
 
     def tick(self, phase: str, done: float, of: float, incumbent: str) -> None:
         """Move the bar: seconds of a search, rounds of a certificate."""
-        fields = {"phase": phase, "best": escape(incumbent)}
+        best = escape(incumbent)
         if self._task is None:
-            self._task = self._progress.add_task("", total=of, **fields)
-        self._progress.update(self._task, completed=min(done, of), total=of, **fields)
+            self._task = self._progress.add_task("", total=of, phase=phase, best=best)
+        self._progress.update(
+            self._task, completed=min(done, of), total=of, phase=phase, best=best
+        )
 
     def __enter__(self) -> Self:
         self._progress.start()

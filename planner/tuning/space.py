@@ -32,7 +32,8 @@ def space(graph: Graph, case: Case, narrowing: Narrowing | None = None) -> Space
             raise UsageError(f"domains name the unknown pass {name!r}", value=name, way_out=way_out)
     variables: Space = {}
     for slot, members in slots(graph).items():
-        variables[slot] = Domain(choices=(OFF, *members))
+        asked = tuple(name for name in members if name in graph.required)
+        variables[slot] = Domain(choices=asked or (OFF, *members))
     for one in graph.legal:
         for setting, domain in _domains(one, case, narrowing.get(one.name, {})).items():
             variables[f"{one.name}.{setting}"] = domain
@@ -42,7 +43,8 @@ def space(graph: Graph, case: Case, narrowing: Narrowing | None = None) -> Space
 def slots(graph: Graph) -> dict[str, tuple[str, ...]]:
     """Return slot name → the passes that may fill it; a pass alone is a slot of its own name.
 
-    Passes joined by a shared claim, directly or through another pass, share a slot.
+    Passes joined by a shared claim, directly or through another pass, share a slot. A slot with
+    a pass that was asked for (`--with`) offers nothing else.
     """
     groups: list[list[Pass]] = []
     for one in graph.legal:
@@ -96,12 +98,13 @@ def within(values: Mapping[str, Scalar], variables: Space) -> bool:
 
 
 def _repair(plan: Plan, graph: Graph) -> Plan:
-    """Drop the last pass whose removal makes the plan legal, else the last pass."""
-    for entry in reversed(plan.passes):
-        shorter = plan.without(entry.name)
+    """Drop the last pass whose removal makes the plan legal, else the last one not asked for."""
+    droppable = [name for name in reversed(plan.names) if name not in graph.required]
+    for name in droppable:
+        shorter = plan.without(name)
         if graph.why_not(shorter) is None:
             return shorter
-    return plan.without(plan.passes[-1].name)
+    return plan.without((droppable or [plan.names[-1]])[0])
 
 
 def _domains(one: Pass, case: Case, narrowing: Mapping[str, Mapping[str, Any]]) -> Space:

@@ -1,0 +1,84 @@
+"""How a tuning run ends without a policy: nothing fits, nothing is certified, interrupted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from planner.case.goal import Goal
+from planner.errors import Interrupted, NoPlanMeetsGoal, NotCertified, UsageError
+from planner.run.pipeline import PipelineSource
+from planner.trials.ledger import Ledger
+from planner.tuning.prompts import split_lists
+from planner.tuning.request import TuneRequest
+from planner.tuning.session import study_folder
+from planner.tuning.tune import run
+from tests.tiny import tiny_workload
+
+ROOT = Path(__file__).parent.parent
+TEXTS = ("a red circle", "a blue star", "a green square", "a red star")
+
+
+class Listener:
+    """Keeps what a run says, and interrupts it at a line that begins with `at`."""
+
+    def __init__(self, at: str | None = None) -> None:
+        self.lines: list[str] = []
+        self._at = at
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+        if self._at is not None and line.startswith(self._at):
+            raise KeyboardInterrupt
+
+    def tick(self, phase: str, done: float, of: float, incumbent: str) -> None:
+        assert done >= 0, (phase, of, incumbent)
+
+
+def request(out: Path, goal: Goal, **more: object) -> TuneRequest:
+    source = PipelineSource(model="tests.tiny:tiny_flux", path=str(ROOT), device="cpu")
+    asked = TuneRequest(
+        source=source, workload=tiny_workload(num_inference_steps=9), goal=goal, out=out,
+        split=split_lists(TEXTS[:1], TEXTS[1:], 0), trials=1,
+        without_passes=("compile_blocks", "int8_dynamic"),
+    )  # fmt: skip
+    return asked.model_copy(update=more)
+
+
+def ledger(asked: TuneRequest) -> Ledger:
+    from planner.run.devices.base import backend
+
+    return Ledger.read(study_folder(asked, backend("cpu").describe()) / "ledger.jsonl")
+
+
+def test_a_budget_that_nothing_meets_names_the_fastest_seen(tmp_path: Path) -> None:
+    asked = request(tmp_path, Goal(budget_seconds=0.001, max_lpips=0.1))
+    with pytest.raises(NoPlanMeetsGoal, match=r"the fastest seen is .* LPIPS") as caught:
+        run(asked, Listener())
+    assert "raise the budget" in caught.value.way_out
+    assert caught.value.exit_code == 3
+    assert len(ledger(asked).trials()) == 1
+    assert not list(tmp_path.glob("policies/**/*.yaml"))
+
+
+def test_too_few_rounds_certify_nothing_and_a_resumed_study_says_so_again(tmp_path: Path) -> None:
+    asked = request(tmp_path, Goal(budget_seconds=100.0, max_lpips=1.5))
+    with pytest.raises(Interrupted, match="every finished measurement is kept") as stopped:
+        run(asked, Listener(at="search ended"))
+    assert "--resume" in stopped.value.way_out
+    trials = ledger(asked).trials()
+    with pytest.raises(UsageError, match="a study already lies"):
+        run(asked, Listener())
+    with pytest.raises(NotCertified, match="on 3 unseen prompts") as caught:
+        run(asked, Listener(), resume=True)
+    assert "--no-certify" in caught.value.way_out
+    assert ledger(asked).trials() == trials
+    assert len(ledger(asked).bodies("verdict")) == 1
+
+
+def test_an_unwritable_output_folder_ends_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(UsageError, match="cannot write to") as caught:
+        run(request(tmp_path / "file", Goal(budget_seconds=2.0)), Listener())
+    assert "--out" in caught.value.way_out
