@@ -4,7 +4,8 @@ What it does: multiplies 8-bit integers (weights: one scale an output channel; a
 scale a tensor on the CPU, one a token on CUDA) inside the blocks. Embedders, adaptive norms and
 the final projection keep their precision. One function chooses the kernel: torch's packed FBGEMM
 kernel on the CPU, ONNX Runtime where torch has dropped that, torchao on CUDA.
-When it helps: wide layers: 256×1024 and up on the CPU, 1024 and up on a GPU, there with compile.
+When it helps: layers of 256×1024 and up on a CPU with VNNI or full-width AVX2, of 1024 and up on a
+GPU, there with compile. On a first-generation EPYC a forward of width 256 gains a mere 1.04 times.
 What it costs: packing once; both copies of the weights stay in memory, so that the pass can be
 taken off. On the CPU weights have 7 bits, since kernels without VNNI add two products of 8×8 bits
 in a saturating 16.
