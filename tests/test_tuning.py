@@ -12,6 +12,7 @@ from planner.plans.plan import Plan
 from planner.trials.trial import Trial
 from planner.tuning.certify import ALPHA, Rounds, alpha_each, bounds, certify, hopeless
 from planner.tuning.choose import fastest, finalists, front, incumbent
+from planner.tuning.prepare import prepare
 from planner.tuning.prompts import read_prompts, split_file, split_lists
 from planner.tuning.request import CERTIFY_PROMPTS, SEARCH_PROMPTS, goal_of, goal_slug
 from planner.tuning.score import AIM, score
@@ -72,6 +73,13 @@ def test_a_prompts_file_too_short_to_certify_says_how_many_are_needed() -> None:
         split_file([f"prompt {i}" for i in range(10)], 0, certify=True)
     split = split_file([f"prompt {i}" for i in range(10)], 0, certify=False)
     assert len(split.search) == SEARCH_PROMPTS
+
+
+def test_a_zero_is_given_not_left_out() -> None:
+    with pytest.raises(UsageError, match="a batch of 0 is empty") as caught:
+        prepare({"budget": "2s", "batch": 0})
+    assert caught.value.value == 0
+    assert "--batch 1" in caught.value.way_out
 
 
 def test_an_empty_prompts_file_is_invalid(tmp_path: Path) -> None:

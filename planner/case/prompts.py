@@ -22,7 +22,7 @@ class Sample(Noun):
 
     `role` says what it was for: baseline-1, baseline-2, certify-baseline or certify:<digest>.
     `prompts` are the ids of the batch; `lpips` is empty for reference images themselves;
-    `rss_bytes` is the peak memory seen so far with this plan on; `statistics` what passes saw.
+    `memory_bytes` is the peak memory seen so far with this plan on; `statistics` what passes saw.
     """
 
     role: str = ""
@@ -31,6 +31,11 @@ class Sample(Noun):
     lpips: tuple[float, ...] = ()
     memory_bytes: int = 0
     statistics: dict[str, dict[str, str | int | float | bool | None]] = {}
+
+
+def by_call(prompts: Sequence[Prompt], size: int) -> list[tuple[Prompt, ...]]:
+    """Return the prompts of each pipeline call, `size` a call; the last may be short."""
+    return [tuple(prompts[i : i + size]) for i in range(0, len(prompts), size)]
 
 
 def hash_prompts(prompts: Sequence[Prompt]) -> str:

@@ -10,9 +10,6 @@ import click
 from planner.cli.common import emit_json, json_option, say, table
 
 if TYPE_CHECKING:
-    from planner.case.case import Case
-    from planner.case.search_file import SearchFile
-    from planner.case.workload import Workload
     from planner.plans.graph import Graph
 
 
@@ -27,28 +24,29 @@ if TYPE_CHECKING:
 @click.option("--path", metavar="DIR", help="Folder that module:function is imported from.")
 @click.option("--steps", type=click.IntRange(1), help="Steps of the reference call.")
 @click.option("--guidance", type=float, help="Guidance scale of the reference call.")
-@click.option("--with", "with_", multiple=True, metavar="PASS", help="Only plans with it.")
-@click.option("--without", multiple=True, metavar="PASS", help="Only plans without it.")
+@click.option("--with", "with_passes", multiple=True, metavar="PASS", help="Only plans with it.")
+@click.option("--without", "without_passes", multiple=True, metavar="PASS",
+              help="Only plans without it.")  # fmt: skip
 @click.option("--search", type=click.Path(path_type=Path), metavar="FILE",
               help="A search file; options given here take precedence.")  # fmt: skip
 @json_option
 def command(
-    why: bool, png: Path | None, with_: tuple[str, ...], without: tuple[str, ...],
-    search: Path | None, as_json: bool, **flags: Any,
-) -> None:  # fmt: skip
+    why: bool, png: Path | None, search: Path | None, as_json: bool, **flags: Any
+) -> None:
     """Show the passes that are legal for MODEL here, in plan order, and their clashes.
 
     MODEL is shapes (the default), a local diffusers folder, a Hub id, or module:function that
     returns a pipeline. It is loaded to be described; nothing is rendered.
     """
-    from planner.case.search_file import SearchFile, read_search
     from planner.plans.graph import build
+    from planner.run.pipeline import case_of, load_pipeline
+    from planner.tuning.prepare import merged, reference
 
-    declared = SearchFile() if search is None else read_search(search)
+    asked = merged(flags, search)
+    source, workload = reference(asked)
+    case = case_of(load_pipeline(source), source, workload)
     graph = build(
-        _case(declared, flags),
-        with_=(*declared.with_passes, *with_),
-        without=(*declared.without_passes, *without),
+        case, with_=asked.get("with_passes", ()), without=asked.get("without_passes", ())
     )
     if png is not None:
         graph.picture(png)
@@ -57,48 +55,6 @@ def command(
         emit_json(_facts(graph))
     else:
         click.echo(_text(graph, why))
-
-
-def _case(declared: SearchFile, flags: dict[str, Any]) -> Case:
-    """Load the pipeline and describe it; a flag wins over the search file."""
-    from planner.run.pipeline import PipelineSource, case_of, load_pipeline
-
-    model = flags["model"] or declared.model
-    workload = _workload(model, declared, flags)
-    source = PipelineSource(
-        model=model,
-        revision=flags["revision"] or declared.revision,
-        path=flags["path"] or declared.path,
-        dtype=workload.dtype,
-        device=flags["device"] or declared.device,
-    )
-    return case_of(load_pipeline(source), source, workload)
-
-
-def _workload(model: str, declared: SearchFile, flags: dict[str, Any]) -> Workload:
-    """Return the reference call: the catalogue's, then the search file's, then the flags'.
-
-    Raises `UsageError` where nothing says how many steps it takes.
-    """
-    from planner.case.workload import Workload
-    from planner.catalog.reader import known, workload_for
-    from planner.errors import UsageError, nearest
-
-    base = workload_for(model) or Workload(call={})
-    asked = declared.workload.model_dump(exclude_none=True)
-    asked |= {key: flags[key] for key in ("steps", "guidance", "dtype") if flags[key] is not None}
-    guidance = "true_cfg_scale" if "true_cfg_scale" in base.call else "guidance_scale"
-    words = {"steps": "num_inference_steps", "guidance": guidance}
-    call = base.call | asked.get("call", {})
-    for key in ("steps", "guidance", "height", "width"):
-        if key in asked:
-            call[words.get(key, key)] = asked[key]
-    if "num_inference_steps" not in call:
-        what = f"the reference call of {model!r} is unknown"
-        way_out = f"{nearest(model, known())} A model of your own needs at least --steps"
-        raise UsageError(what, value=model, way_out=way_out)
-    batch, dtype = asked.get("batch", base.batch_size), asked.get("dtype", base.dtype)
-    return base.model_copy(update={"call": call, "batch_size": batch, "dtype": dtype})
 
 
 def _facts(graph: Graph) -> dict[str, Any]:

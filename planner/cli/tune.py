@@ -23,11 +23,11 @@ from planner.cli.progress import Bar
               help="What to optimize inside the limits.")  # fmt: skip
 @click.option("--prompts", type=click.Path(path_type=Path), help="A file of prompts, one a line; "
               "required for any model but shapes.")  # fmt: skip
-@click.option("--steps", type=int, help="Steps of the reference call.")
-@click.option("--height", type=int, help="Height of the images in pixels.")
-@click.option("--width", type=int, help="Width of the images in pixels.")
+@click.option("--steps", type=click.IntRange(1), help="Steps of the reference call.")
+@click.option("--height", type=click.IntRange(1), help="Height of the images in pixels.")
+@click.option("--width", type=click.IntRange(1), help="Width of the images in pixels.")
 @click.option("--guidance", type=float, help="Guidance scale of the reference call.")
-@click.option("--batch", type=int, help="Prompts in one pipeline call.")
+@click.option("--batch", type=click.IntRange(1), help="Prompts in one pipeline call.")
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]),
               help="Number format that the weights are loaded in.")  # fmt: skip
 @click.option("--device", help="cpu or cuda; the best there is by default.")
@@ -41,11 +41,11 @@ from planner.cli.progress import Bar
               help="A search file; options given here take precedence.")  # fmt: skip
 @click.option("--search-time", help="Time that the whole search may take, certificate included; "
               "15m by default.")  # fmt: skip
-@click.option("--trials", type=int, help="Stop the search after this many trials.")
+@click.option("--trials", type=click.IntRange(1), help="Stop the search after this many trials.")
 @click.option("--sampler", type=click.Choice(["gp", "tpe"]), help="Optuna sampler; gp by default.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path(),
               help="Folder for policies/, reports/ and the study (.planner/).")  # fmt: skip
-@click.option("--seed", type=int, help="Seed of sampler, prompts and latents.")
+@click.option("--seed", type=click.IntRange(0), help="Seed of sampler, prompts and latents.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--dry-run", is_flag=True, help="Show the graph, the excluded passes and the "
               "estimated time; search nothing.")  # fmt: skip

@@ -18,6 +18,10 @@ Streams = tuple[Any, Any]
 """Image tokens and text tokens (None where a block has one stream); batch × tokens × width."""
 
 
+DENOISERS = ("transformer", "unet")
+"""Names of the component that a pipeline calls at every step."""
+
+
 class Segment(NamedTuple):
     """One list of like blocks, such as a Flux transformer's double blocks."""
 
@@ -47,7 +51,7 @@ def segments(denoiser: Any) -> tuple[Segment, ...]:
 
 def denoiser_of(pipeline: Any) -> Any:
     """Return the component that is called at every step."""
-    for name in ("transformer", "unet"):
+    for name in DENOISERS:
         found = getattr(pipeline, name, None)
         if found is not None:
             return found

@@ -31,11 +31,6 @@ class StepClock:
         timesteps = getattr(self._scheduler, "timesteps", None)
         return 0 if timesteps is None else len(timesteps)
 
-    @property
-    def is_last(self) -> bool:
-        """Tell whether the step being computed is the last of this call."""
-        return self.step == self.total - 1
-
     def on_reset(self, reset: Callable[[], None]) -> Callable[[], None]:
         """Register a function that clears a hook's state; returns its unregistration."""
         self._resets.append(reset)

@@ -12,12 +12,10 @@ from typing import Any, Literal, NamedTuple
 
 from planner.case.case import Case
 from planner.case.noun import Scalar
+from planner.hooks.reuse import FEW_STEPS
 from planner.passes.base import Family, Pass, Settings, Stage, nothing
 
 Verdict = Literal["breaks", "slower", "risky"]
-
-FEW_STEPS = 8
-"""At this many steps or fewer, neighbouring steps differ too much to stand in for each other."""
 
 STEP_REUSE = "step_reuse"
 """The claim of passes that compute some steps and reuse their results in others."""

@@ -9,7 +9,7 @@ from statistics import fmean, median
 from typing import Any, NamedTuple
 
 from planner.case.noun import Noun
-from planner.case.prompts import Prompt
+from planner.case.prompts import Prompt, by_call
 from planner.errors import UsageError
 from planner.measure.images import check_images, to_pixels
 from planner.measure.lpips import Lpips
@@ -160,7 +160,7 @@ def _rounds(
         way_out = "give at least one prompt"
         raise UsageError("there is nothing to render", value=0, way_out=way_out)
     size = handle.case.workload.batch_size
-    batches = [list(prompts[i : i + size]) for i in range(0, len(prompts), size)]
+    batches = [list(call) for call in by_call(prompts, size)]
     batches[-1] = [*batches[-1], *list(prompts) * size][:size]
     device = backend(str(handle.pipeline.device))
     lpips = Lpips()

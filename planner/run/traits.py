@@ -12,8 +12,8 @@ from planner.case.model import Traits
 from planner.case.noun import Scalar
 from planner.case.workload import Guidance
 from planner.errors import UsageError
+from planner.hooks.blocks import DENOISERS
 
-_DENOISERS = ("transformer", "unet")
 _BRANCH = re.compile(r"cache_context\(\s*[\"'](\w+)[\"']")
 
 
@@ -22,7 +22,7 @@ def denoiser_of(pipeline: Any) -> tuple[str, Any]:
 
     Raises `UsageError` for a pipeline that has none.
     """
-    for name in _DENOISERS:
+    for name in DENOISERS:
         module = getattr(pipeline, name, None)
         if module is not None:
             return name, getattr(module, "_orig_mod", module)

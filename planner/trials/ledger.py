@@ -25,7 +25,7 @@ from planner.trials.trial import Trial
 
 KINDS = (
     "study", "sample", "noise", "start", "trial", "lost", "artifact", "finalists", "verdict",
-    "bought", "end",
+    "end",
 )  # fmt: skip
 """Every kind of record; a study's first record is its `study`, and it has only that one."""
 

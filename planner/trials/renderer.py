@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from planner.case.prompts import Prompt, Sample, hash_prompts
+from planner.case.prompts import Prompt, Sample, by_call, hash_prompts
 from planner.case.workload import Workload
 from planner.errors import PlannerError, TrialFailed
 from planner.hooks.clock import StepClock
@@ -252,7 +252,7 @@ def batches(prompts: Sequence[Prompt], size: int) -> list[Batch]:
 
     A call of another size would be another workload: slower or faster, compiled anew.
     """
-    cut = [tuple(prompts[start : start + size]) for start in range(0, len(prompts), size)]
+    cut = by_call(prompts, size)
     return [Batch((wanted + tuple(prompts) * size)[:size], len(wanted)) for wanted in cut]
 
 

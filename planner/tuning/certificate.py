@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from planner.case.goal import Goal
-from planner.case.prompts import Prompt, Sample
+from planner.case.prompts import Prompt, Sample, by_call
 from planner.errors import TrialFailed
 from planner.plans.plan import Plan
 from planner.trials.supervisor import Supervisor
@@ -29,9 +29,8 @@ class Certification:
 
     def run(self) -> tuple[list[Verdict], Rounds]:
         """Test finalists in their order until one passes; returns verdicts and the last rounds."""
-        size = self.worker.case.workload.batch_size
         prompts = self.session.request.split.certify
-        calls = [prompts[i : i + size] for i in range(0, len(prompts), size)]
+        calls = by_call(prompts, self.worker.case.workload.batch_size)
         level = alpha_each(len(self.plans), self.goal, self.openings)
         verdicts: list[Verdict] = []
         rounds = Rounds(candidate=(), baseline=())

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, median
-from typing import Literal
 
 from planner.case.evidence import Certificate, Distance, Evidence, Latency, Quantity
 from planner.case.goal import Goal
@@ -113,9 +112,6 @@ def policy_path(out: Path, label: str, device: str, slug: str) -> Path:
 def page_path(out: Path, label: str, device: str, slug: str) -> Path:
     """Return where a page lies: <out>/reports/<model>/<device>/<goal>.html."""
     return out / "reports" / label / device / f"{slug}.html"
-
-
-Status = Literal["certified", "measured"]
 
 
 def _latency(rounds: Rounds, noise: Noise, goal: Goal, level: float) -> Latency:

@@ -15,8 +15,7 @@ from planner.case.noun import Noun
 from planner.case.prompts import hash_prompts
 from planner.passes.base import Artifact
 from planner.plans.plan import Plan
-from planner.policy.file import PolicyFile, Provenance
-from planner.tuning.conclude import Status
+from planner.policy.file import PolicyFile, Provenance, Status
 from planner.tuning.session import Session
 
 

@@ -9,10 +9,11 @@ from typing import Any
 from planner.case.goal import Goal
 from planner.case.noun import Scalar
 from planner.case.prompts import hash_prompts
-from planner.case.search_file import SearchFile, read_search
+from planner.case.search_file import read_search
 from planner.case.workload import Workload
+from planner.catalog.reader import known as known_models
 from planner.catalog.reader import prompts_for, workload_for
-from planner.errors import UsageError
+from planner.errors import UsageError, nearest
 from planner.plans.graph import build
 from planner.plans.seeds import seeds
 from planner.run.pipeline import PipelineSource
@@ -34,13 +35,9 @@ def prepare(
 
     Raises `UsageError` or `InvalidFile` for anything that cannot be read or is missing.
     """
-    asked = _merged(options, read_search(search_file) if search_file else None)
-    model = asked.get("model") or "shapes"
-    workload = _workload(model, asked)
-    source = PipelineSource(
-        model=model, revision=asked.get("revision"), path=asked.get("path"),
-        dtype=workload.dtype, device=asked.get("device"),
-    )  # fmt: skip
+    asked = merged(options, search_file)
+    source, workload = reference(asked)
+    model = source.model
     seed = asked.get("seed") or 0
     certify = not asked.get("no_certify", False)
     split = _split(model, asked, seed, certify=certify, batch=workload.batch_size)
@@ -54,6 +51,20 @@ def prepare(
         trials=asked.get("trials"), sampler=asked.get("sampler") or "gp", seed=seed,
         certify=certify, out=Path(asked.get("out") or "."), command=command,
     )  # fmt: skip
+
+
+def reference(asked: Mapping[str, Any]) -> tuple[PipelineSource, Workload]:
+    """Return which pipeline is asked for and its reference call: the catalogue's, overridden.
+
+    Raises `UsageError` where nothing says how many steps the call takes.
+    """
+    model = asked.get("model") or "shapes"
+    workload = _workload(model, asked)
+    source = PipelineSource(
+        model=model, revision=asked.get("revision"), path=asked.get("path"),
+        dtype=workload.dtype, device=asked.get("device"),
+    )  # fmt: skip
+    return source, workload
 
 
 def dry_run(request: TuneRequest, progress: Progress) -> dict[str, Any]:
@@ -87,11 +98,15 @@ def dry_run(request: TuneRequest, progress: Progress) -> dict[str, Any]:
     return found
 
 
-def _merged(options: Mapping[str, Any], file: SearchFile | None) -> dict[str, Any]:
-    """Lay given options over the search file's values; tuples of passes add up."""
-    given = {k: v for k, v in options.items() if v not in (None, (), False)}
-    if file is None:
+def merged(options: Mapping[str, Any], search_file: Path | None = None) -> dict[str, Any]:
+    """Lay given options over a search file's values; tuples of passes add up.
+
+    Raises `UsageError` or `InvalidFile` as `read_search` does.
+    """
+    given = {k: v for k, v in options.items() if v is not None and v != () and v is not False}
+    if search_file is None:
         return given
+    file = read_search(search_file)
     sums = {"with_passes": file.with_passes, "without_passes": file.without_passes}
     stored = file.model_dump(exclude_unset=True, exclude={*sums, "workload"})
     stored["domains"] = file.narrowing
@@ -115,9 +130,8 @@ def _workload(model: str, asked: Mapping[str, Any]) -> Workload:
             call[name] = asked[option]
     if "num_inference_steps" not in call:
         raise UsageError(
-            f"the reference call of {model} is not known", value=model,
-            way_out="give at least --steps, and --height, --width and --guidance where they "
-            "differ from the pipeline's defaults",
+            f"the reference call of {model!r} is unknown", value=model,
+            way_out=f"{nearest(model, known_models())} A model of your own needs at least --steps",
         )  # fmt: skip
     if asked.get("guidance") is not None:
         name = "true_cfg_scale" if "true_cfg_scale" in call else "guidance_scale"

@@ -14,7 +14,7 @@ from statistics import fmean, stdev
 from planner.case.goal import Goal
 from planner.case.noun import Noun
 from planner.case.outcome import Failed, Measured, Outcome
-from planner.case.prompts import Prompt, Sample
+from planner.case.prompts import Prompt, Sample, by_call
 from planner.errors import TrialFailed
 from planner.passes.base import Artifact
 from planner.plans.plan import Plan
@@ -52,8 +52,7 @@ class Race:
         artifacts: Callable[[Plan], dict[str, Artifact]],
         learned: Callable[[Plan, dict[str, Artifact]], None],
     ) -> None:
-        size = worker.case.workload.batch_size
-        self.calls = [tuple(prompts[i : i + size]) for i in range(0, len(prompts), size)]
+        self.calls = by_call(prompts, worker.case.workload.batch_size)
         self._worker, self._artifacts, self._learned = worker, artifacts, learned
 
     def run(self, plan: Plan, limits: Limits, calls: int | None = None) -> Outcome:

@@ -20,7 +20,6 @@ from planner.measure.outlines import HUES, SHAPES
 from planner.zoo.draw import SIZE, TEXTURES, Thing, draw
 
 COLOURS = tuple(HUES)
-SPLITS = ("train", "tune", "certify")
 KINDS = ("one", "pair", "count", "list", "vague")
 ROLES = ("anywhere", *PLACES, *RELATIONS, "listed", "some", *NUMBERS)
 

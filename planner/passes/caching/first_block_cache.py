@@ -23,6 +23,7 @@ from planner.case.workload import Workload
 from planner.hooks.blocks import denoiser_of, segments
 from planner.hooks.branches import Hook, Tally, attach, drop_empty_registry
 from planner.hooks.clock import StepClock
+from planner.hooks.reuse import long_enough, nothing_between, reused_none
 from planner.passes.base import (
     Context,
     Domain,
@@ -36,8 +37,6 @@ from planner.passes.base import (
     Undo,
     knob,
 )
-
-FEWEST_STEPS = 9
 
 
 class FirstBlockCacheSettings(Settings):
@@ -164,12 +163,7 @@ def observe(
     settings: FirstBlockCacheSettings, statistics: Statistics, workload: Workload
 ) -> str | None:
     """Answer a sentence if nothing was reused."""
-    if statistics.get("reused"):
-        return None
-    return (
-        f"first_block_cache reused none of {statistics.get('computed', 0)} forwards "
-        f"at threshold {settings.threshold:g}"
-    )
+    return reused_none("first_block_cache", settings.threshold, statistics)
 
 
 def _cacheable(case: Case) -> str | None:
@@ -183,22 +177,6 @@ def _named_branches(case: Case) -> str | None:
     if case.model.traits.branches:
         return None
     return f"first_block_cache needs cache_context; {case.model.pipeline} sets none"
-
-
-def _nothing_between(case: Case) -> str | None:
-    added = [word for word in ("ControlNet", "VACE", "Animate") if word in case.model.pipeline]
-    if not added:
-        return None
-    return f"first_block_cache needs an undisturbed block stack; {added[0]} adds between blocks"
-
-
-def _long_enough(case: Case) -> str | None:
-    if case.workload.steps >= FEWEST_STEPS:
-        return None
-    return (
-        f"first_block_cache needs at least {FEWEST_STEPS} steps; "
-        f"this call has {case.workload.steps}"
-    )
 
 
 _SOURCE = "diffusers.hooks.first_block_cache"
@@ -215,8 +193,11 @@ PASS = Pass(
     needs=(
         Need(_cacheable, _SOURCE),
         Need(_named_branches, "huggingface/diffusers#12760: No cache context is set"),
-        Need(_nothing_between, "measured: relative error 0.26 on a Flux with ControlNet samples"),
-        Need(_long_enough, _FEW),
+        Need(
+            nothing_between("first_block_cache"),
+            "measured: relative error 0.26 on a Flux with ControlNet samples",
+        ),
+        Need(long_enough("first_block_cache"), _FEW),
     ),
     effect=effect,
     apply=apply,

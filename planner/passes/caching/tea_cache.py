@@ -26,6 +26,7 @@ from planner.hooks.blocks import Stack, Streams, denoiser_of
 from planner.hooks.branches import PerBranch, Tally
 from planner.hooks.changes import INDICATORS, Recording, modulated_input, relative_change
 from planner.hooks.curve import Curve, fit
+from planner.hooks.reuse import long_enough, nothing_between, reused_none
 from planner.passes.base import (
     Artifact,
     Context,
@@ -41,8 +42,6 @@ from planner.passes.base import (
     Undo,
     knob,
 )
-
-FEWEST_STEPS = 9
 
 
 class TeaCacheSettings(Settings):
@@ -218,12 +217,7 @@ def narrow(case: Case, telemetry: Telemetry | None) -> dict[str, Domain]:
 
 def observe(settings: TeaCacheSettings, statistics: Statistics, workload: Workload) -> str | None:
     """Answer a sentence if nothing was reused."""
-    if statistics.get("reused"):
-        return None
-    return (
-        f"tea_cache reused none of {statistics.get('computed', 0)} forwards "
-        f"at threshold {settings.threshold:g}"
-    )
+    return reused_none("tea_cache", settings.threshold, statistics)
 
 
 def _known_blocks(case: Case) -> str | None:
@@ -240,19 +234,6 @@ def _tells_branches_apart(case: Case) -> str | None:
     return f"tea_cache needs cache_context to tell branches apart; {case.model.pipeline} sets none"
 
 
-def _nothing_between(case: Case) -> str | None:
-    added = [word for word in ("ControlNet", "VACE", "Animate") if word in case.model.pipeline]
-    if not added:
-        return None
-    return f"tea_cache needs an undisturbed block stack; {added[0]} adds between blocks"
-
-
-def _long_enough(case: Case) -> str | None:
-    if case.workload.steps >= FEWEST_STEPS:
-        return None
-    return f"tea_cache needs at least {FEWEST_STEPS} steps; this call has {case.workload.steps}"
-
-
 _SOURCE = "Liu et al. 2024, arXiv 2411.19108"
 _FEW = "skips nothing on 4-step models: ali-vilab/TeaCache#6, FLUX schnell"
 
@@ -267,8 +248,11 @@ PASS = Pass(
     needs=(
         Need(_known_blocks, _SOURCE),
         Need(_tells_branches_apart, "sglang disables TeaCache under CFG without named branches"),
-        Need(_nothing_between, "measured: relative error 0.26 on a Flux with ControlNet samples"),
-        Need(_long_enough, _FEW),
+        Need(
+            nothing_between("tea_cache"),
+            "measured: relative error 0.26 on a Flux with ControlNet samples",
+        ),
+        Need(long_enough("tea_cache"), _FEW),
     ),
     effect=effect,
     calibrate=calibrate,

@@ -74,12 +74,6 @@ class CudaBackend:
 
         return max(torch.cuda.max_memory_reserved(self.index), self._process_bytes())
 
-    def allocated_bytes(self) -> int:
-        """Return the peak of live tensors alone, in bytes: what a smaller device would need."""
-        import torch
-
-        return torch.cuda.max_memory_allocated(self.index)
-
     def _process_bytes(self) -> int:
         """Return what NVML says this process holds now; 0 where it cannot say.
 

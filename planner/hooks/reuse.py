@@ -1,0 +1,45 @@
+"""What every cache that skips whole steps needs of a case, and when it was inert."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from planner.case.case import Case
+from planner.case.noun import Scalar
+
+FEW_STEPS = 8
+"""At this many steps or fewer, neighbouring steps differ too much to stand in for each other."""
+
+_ADDS_BETWEEN = ("ControlNet", "VACE", "Animate")
+
+
+def nothing_between(name: str) -> Callable[[Case], str | None]:
+    """Return the need that nothing is added between blocks: a skipped step would add it twice."""
+
+    def _nothing_between(case: Case) -> str | None:
+        added = [word for word in _ADDS_BETWEEN if word in case.model.pipeline]
+        if not added:
+            return None
+        return f"{name} needs an undisturbed block stack; {added[0]} adds between blocks"
+
+    return _nothing_between
+
+
+def long_enough(name: str) -> Callable[[Case], str | None]:
+    """Return the need of more than `FEW_STEPS` steps in the reference call."""
+
+    def _long_enough(case: Case) -> str | None:
+        steps = case.workload.steps
+        if steps > FEW_STEPS:
+            return None
+        return f"{name} needs at least {FEW_STEPS + 1} steps; this call has {steps}"
+
+    return _long_enough
+
+
+def reused_none(name: str, threshold: float, statistics: Mapping[str, Scalar]) -> str | None:
+    """Answer a sentence if the counters say that nothing was reused."""
+    if statistics.get("reused"):
+        return None
+    computed = statistics.get("computed", 0)
+    return f"{name} reused none of {computed} forwards at threshold {threshold:g}"
