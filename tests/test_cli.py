@@ -1,6 +1,7 @@
 """The command line: whole outputs, exit codes, and one sentence for every failure."""
 
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -99,6 +100,16 @@ def test_an_unexpected_error_is_one_sentence_and_a_traceback_only_if_asked(
     monkeypatch.setenv("PLANNER_DEBUG", "1")
     assert run(["passes"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_warnings_nobody_can_act_on_are_dropped_and_all_others_kept(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert run(["passes"]) == 0
+    logger = logging.getLogger("torch.utils._pytree")
+    logger.warning("%s is an Enum subclass and so on", "Kind")
+    logger.warning("something else")
+    assert "Enum" not in caplog.text and "something else" in caplog.text
 
 
 def test_a_closed_pipe_ends_a_listing_quietly() -> None:

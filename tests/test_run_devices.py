@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from planner.errors import UsageError
-from planner.measure.memory import watched
 from planner.run.devices.base import backend
 from planner.run.devices.cuda import available
 from planner.run.devices.fake import FakeBackend
@@ -24,11 +23,12 @@ def test_the_best_device_is_taken_where_none_is_named() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux resets its peak")
 def test_peak_memory_rises_with_an_allocation_and_falls_with_the_next_measurement() -> None:
-    with watched(backend("cpu")) as large:
-        bytearray(b"x") * 2**27
-    with watched(backend("cpu")) as small:
-        pass
-    assert large.bytes >= small.bytes + 2**26 > 2**26
+    cpu = backend("cpu")
+    cpu.reset_peak()
+    bytearray(b"x") * 2**27
+    large = cpu.peak_bytes()
+    cpu.reset_peak()
+    assert large >= cpu.peak_bytes() + 2**26 > 2**26
 
 
 @pytest.mark.parametrize("kind", ["cpuu", "tpu", "cpu:1", "cuda:x"])
@@ -59,8 +59,8 @@ def test_a_cuda_device_says_what_it_holds() -> None:
     import torch
 
     gpu = backend("cuda")
-    with watched(gpu) as peak:
-        torch.ones(2**26, device=gpu.torch_device)
+    gpu.reset_peak()
+    torch.ones(2**26, device=gpu.torch_device)
     device = gpu.describe()
-    assert peak.bytes >= 2**28 and device.capability and device.driver
+    assert gpu.peak_bytes() >= 2**28 and device.capability and device.driver
     assert device.kind == "cuda" and "cuda" in device.libraries

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from planner.case.goal import Goal
 from planner.errors import Interrupted, NoPlanMeetsGoal, NotCertified, UsageError
+from planner.run.devices.base import backend
 from planner.run.pipeline import PipelineSource
 from planner.trials.ledger import Ledger
 from planner.tuning.prompts import split_lists
 from planner.tuning.request import TuneRequest
-from planner.tuning.session import study_folder
+from planner.tuning.session import openings, study_folder
 from planner.tuning.tune import run
 from tests.tiny import tiny_workload
 
@@ -47,8 +49,6 @@ def request(out: Path, goal: Goal, **more: object) -> TuneRequest:
 
 
 def ledger(asked: TuneRequest) -> Ledger:
-    from planner.run.devices.base import backend
-
     return Ledger.read(study_folder(asked, backend("cpu").describe()) / "ledger.jsonl")
 
 
@@ -75,6 +75,25 @@ def test_too_few_rounds_certify_nothing_and_a_resumed_study_says_so_again(tmp_pa
     assert "--no-certify" in caught.value.way_out
     assert ledger(asked).trials() == trials
     assert len(ledger(asked).bodies("verdict")) == 1
+
+
+def test_openings_of_the_prompts_are_counted_over_studies_but_not_over_copies(
+    tmp_path: Path,
+) -> None:
+    asked = request(tmp_path, Goal(budget_seconds=2.0, max_lpips=0.1))
+    device = backend("cpu").describe()
+    assert openings(asked, device) == 0
+    path = study_folder(asked, device) / "ledger.jsonl"
+    with closing(Ledger.create(path, {"case": {}})) as study:
+        study.append("finalists", {"prompts": asked.split.certify_hash})
+        study.append("finalists", {"prompts": "others"})
+    assert openings(asked, device) == 1
+    path.with_name("ledger.jsonl.torn-1").write_bytes(path.read_bytes())
+    assert openings(asked, device) == 1
+    path.with_name("ledger.jsonl.old-1").write_bytes(path.read_bytes())
+    assert openings(asked, device) == 2
+    path.with_name("ledger.jsonl.old-2").write_text("not a ledger\n" * 2)
+    assert openings(asked, device) == 3
 
 
 def test_an_unwritable_output_folder_ends_in_one_sentence(tmp_path: Path) -> None:

@@ -87,6 +87,18 @@ def test_training_in_two_stretches_equals_one_stretch(tmp_path: Path) -> None:
         assert torch.equal(value, resumed.average[name]), name
 
 
+def test_products_in_bfloat16_train_to_nearly_the_same_loss(tmp_path: Path) -> None:
+    recipe = Recipe(steps=6, batch=2, first_pool=4, fresh=1, shallow=0.0)
+    exact, rounded = (Trainer(recipe, tmp_path / name, TINY) for name in ("exact", "rounded"))
+    rounded.model.multiply_in_bfloat16()
+    for trainer in (exact, rounded):
+        trainer.run()
+    assert rounded.loss != exact.loss
+    assert rounded.loss == pytest.approx(exact.loss, rel=0.02)
+    assert all(value.dtype == torch.float32 for value in rounded.model.state_dict().values()
+               if value.is_floating_point())  # fmt: skip
+
+
 def test_a_saved_pipeline_is_a_start_for_more_training(tmp_path: Path) -> None:
     torch.manual_seed(1)
     model = Denoiser(TINY)

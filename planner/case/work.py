@@ -67,10 +67,10 @@ class Work(Noun):
 
     @property
     def computed_forwards(self) -> float:
-        """Return the denoiser calls whose block stack is computed rather than reused."""
+        """Return the denoiser calls whose whole block stack is computed, nothing of it reused."""
         total = 0.0
         for phase in self.phases:
             shares = [op.share for op in phase.operations if op.block]
             if phase.name == "denoise":
-                total += phase.calls * (max(shares) if shares else 1.0)
+                total += phase.calls * (min(shares) if shares else 1.0)
         return total

@@ -7,10 +7,11 @@ does not fit, 6 invalid file, 7 interrupted and resumable.
 from __future__ import annotations
 
 import ast
+import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -22,6 +23,11 @@ from planner.errors import PlannerError, UsageError, nearest
 _HERE = Path(__file__).parent
 _COMMAND = re.compile(r"^(def command\(|command\s*=)", re.MULTILINE)
 _OFF = {"", "0", "false", "no"}
+_BESIDE_THE_POINT = {
+    "torch.utils._pytree": "is an Enum subclass",
+    "diffusers.quantizers.torchao.torchao_quantizer": "Unable to import `torchao` Tensor objects",
+}
+"""Warnings of torchao's import, which no user of planner can act on, by logger."""
 
 
 class Commands(click.Group):
@@ -89,6 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return the exit code that the house documents."""
+    for logger, said in _BESIDE_THE_POINT.items():
+        logging.getLogger(logger).addFilter(_without(said))
     color = False if os.environ.get("NO_COLOR") else None
     try:
         code = commands.main(list(arguments), "planner", standalone_mode=False, color=color)
@@ -104,6 +112,11 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         return _unexpected(error, arguments)
     return code if isinstance(code, int) else 0
+
+
+def _without(said: str) -> Callable[[logging.LogRecord], bool]:
+    """Return a filter that drops messages with these words."""
+    return lambda record: said not in record.getMessage()
 
 
 def _say(message: str, code: int) -> int:

@@ -49,15 +49,26 @@ def segments(denoiser: Any) -> tuple[Segment, ...]:
     return found
 
 
-def denoiser_of(pipeline: Any) -> Any:
-    """Return the component that is called at every step."""
+def denoiser_name(pipeline: Any) -> str:
+    """Return the name of the component that is called at every step.
+
+    Raises `UsageError` for a pipeline that has none.
+    """
     for name in DENOISERS:
-        found = getattr(pipeline, name, None)
-        if found is not None:
-            return found
-    name = type(pipeline).__name__
-    raise UsageError(f"{name} has neither a transformer nor a unet", value=name,
-                     way_out="give a diffusers pipeline with one denoiser")  # fmt: skip
+        if getattr(pipeline, name, None) is not None:
+            return name
+    kind = type(pipeline).__name__
+    raise UsageError(f"{kind} has no denoiser that planner knows", value=kind,
+                     way_out="use a pipeline with a transformer or unet")  # fmt: skip
+
+
+def denoiser_of(pipeline: Any) -> Any:
+    """Return the component that is called at every step, without a wrapper of `torch.compile`.
+
+    Raises `UsageError` as `denoiser_name` does.
+    """
+    module = getattr(pipeline, denoiser_name(pipeline))
+    return getattr(module, "_orig_mod", module)
 
 
 class Form:

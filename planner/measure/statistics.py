@@ -93,25 +93,6 @@ def median(values: Sequence[float]) -> float:
     return quantile(values, 0.5)
 
 
-def paired_ratios(candidate: Sequence[float], baseline: Sequence[float]) -> list[float]:
-    """Return each candidate time over the mean of the baseline times beside it.
-
-    Rounds are interleaved: baseline[i] ran just before candidate[i], and baseline[i + 1] just
-    after it. A last baseline after the last candidate is optional; without it the last ratio
-    has one neighbour. A drift of the machine's speed then cancels to first order.
-    """
-    n = len(candidate)
-    if n == 0 or len(baseline) not in (n, n + 1):
-        what = f"{n} candidate and {len(baseline)} baseline times are no interleaved rounds"
-        way_out = "time baseline, candidate, baseline, … and give one baseline a round, or one more"
-        raise UsageError(what, value=len(baseline), way_out=way_out)
-    ratios = []
-    for i, seconds in enumerate(candidate):
-        beside = baseline[i : i + 2]
-        ratios.append(seconds * len(beside) / math.fsum(beside))
-    return ratios
-
-
 def _check(confidence: float) -> None:
     if not 0 < confidence < 1:
         what = f"{confidence} is no confidence"

@@ -16,9 +16,10 @@ from planner.case.noun import Noun
 from planner.case.workload import Workload
 from planner.catalog import reader
 from planner.errors import InvalidFile, UsageError, nearest
+from planner.hooks.blocks import denoiser_of
 from planner.run.devices.base import backend
 from planner.run.fingerprint import components_of
-from planner.run.traits import denoiser_of, guidance_of, traits_of
+from planner.run.traits import guidance_of, traits_of
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -70,7 +71,7 @@ def case_of(pipeline: Any, source: PipelineSource, workload: Workload) -> Case:
 
     The workload's guidance and dtype are read off the pipeline; its word on them is not taken.
     """
-    dtype = str(denoiser_of(pipeline)[1].dtype).removeprefix("torch.")
+    dtype = str(denoiser_of(pipeline).dtype).removeprefix("torch.")
     found: dict[str, Any] = {"guidance": guidance_of(pipeline, workload.call)}
     if dtype in ("float32", "float16", "bfloat16"):
         found["dtype"] = dtype  # quantized storage (float8, int8) says nothing of the computation

@@ -11,25 +11,9 @@ from typing import Any
 from planner.case.model import Traits
 from planner.case.noun import Scalar
 from planner.case.workload import Guidance
-from planner.errors import UsageError
-from planner.hooks.blocks import DENOISERS
+from planner.hooks.blocks import denoiser_name, denoiser_of
 
 _BRANCH = re.compile(r"cache_context\(\s*[\"'](\w+)[\"']")
-
-
-def denoiser_of(pipeline: Any) -> tuple[str, Any]:
-    """Return name and module of the component that is called at every step.
-
-    Raises `UsageError` for a pipeline that has none.
-    """
-    for name in DENOISERS:
-        module = getattr(pipeline, name, None)
-        if module is not None:
-            return name, getattr(module, "_orig_mod", module)
-    kind = type(pipeline).__name__
-    what = f"{kind} has no denoiser that planner knows"
-    way_out = "use a pipeline with a component called transformer or unet"
-    raise UsageError(what, value=kind, way_out=way_out)
 
 
 def traits_of(pipeline: Any) -> Traits:
@@ -38,7 +22,7 @@ def traits_of(pipeline: Any) -> Traits:
     The repeated blocks are those that the class declares (`_repeated_blocks`) or, where it
     declares none, those that diffusers has registered for its caches.
     """
-    name, module = denoiser_of(pipeline)
+    name, module = denoiser_name(pipeline), denoiser_of(pipeline)
     declared = tuple(getattr(module, "_repeated_blocks", None) or ())
     blocks = [
         block for block in _listed(module)
@@ -81,7 +65,7 @@ def guidance_of(pipeline: Any, call: Mapping[str, Scalar]) -> Guidance:
 
 
 def _embeds_guidance(pipeline: Any) -> bool:
-    config = denoiser_of(pipeline)[1].config
+    config = denoiser_of(pipeline).config
     return bool(config.get("guidance_embeds")) or config.get("time_cond_proj_dim") is not None
 
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from planner.case.case import Case
 from planner.case.device import Device
 from planner.case.prompts import Sample
-from planner.errors import UsageError
+from planner.errors import InvalidFile, UsageError
 from planner.passes import registry
 from planner.passes.base import Artifact
 from planner.plans.plan import Plan
@@ -138,16 +138,21 @@ def openings(request: TuneRequest, device: Device) -> int:
     """Return how often these certification prompts have been opened before, in this folder.
 
     Counts finalists written by finished or abandoned studies of any goal: each opening shows
-    something about the prompts, so that a later one must be held to a stricter level.
+    something about the prompts, so that a later one must be held to a stricter level. A damaged
+    ledger counts as one opening, since what it held cannot be known.
     """
     root = study_folder(request, device).parent
     mine = request.split.certify_hash
     count = 0
     for path in sorted(root.glob("*/ledger.jsonl*")):
-        if path.name.endswith(".lock"):
-            continue
-        for body in Ledger.read(path).bodies("finalists"):
-            count += body.get("prompts") == mine
+        if path.name.endswith(".lock") or ".torn" in path.name:
+            continue  # a torn ledger's copy holds what its repaired original holds
+        try:
+            opened = Ledger.read(path).bodies("finalists")
+        except InvalidFile:
+            count += 1
+        else:
+            count += sum(body.get("prompts") == mine for body in opened)
     return count
 
 

@@ -61,7 +61,7 @@ def _noise(rng: np.random.Generator, cells: int) -> Field:
 def _pattern(kind: str, x: Field, y: Field, rng: np.random.Generator) -> Field:
     """Return a surface pattern between 0 and 1 in the thing's own axes."""
     u, v = rotate(rng.uniform(0, math.pi), x, y)
-    k = np.float32(2 * math.pi / rng.uniform(7.0, 13.0))
+    k = np.float32(2 * math.pi / rng.uniform(8.0, 15.0))
     if kind == "striped":
         return _wave(k * u)
     if kind == "dotted":
@@ -98,22 +98,22 @@ def _pale(rng: np.random.Generator) -> Field:
 def _ground(rng: np.random.Generator) -> Field:
     """Return a ground: gradient, waves, blotches or a horizon, with fine lines on half of them."""
     first, other = _pale(rng), _pale(rng)
-    second = first + rng.uniform(0.15, 0.6) * (other - first)
+    second = first + rng.uniform(0.12, 0.5) * (other - first)
     u, v = rotate(rng.uniform(0, 2 * math.pi), _X - SIZE / 2, _Y - SIZE / 2)
     kind = rng.integers(0, 5)
     if kind == 0:
         mix = _unit(u / 150 + 0.5)
     elif kind == 1:
-        mix = _wave(u * np.float32(2 * math.pi / rng.uniform(10, 26)), 3)
+        mix = _wave(u * np.float32(2 * math.pi / rng.uniform(14, 32)), 3)
     elif kind == 2:
-        mix = _noise(rng, int(rng.integers(3, 24)))
+        mix = _noise(rng, int(rng.integers(3, 16)))
     elif kind == 3:
         mix = _unit((_Y - rng.uniform(45, 95)) + (_X - 64) * rng.uniform(-0.15, 0.15) + 0.5)
     else:
         k = 2 * math.pi / rng.uniform(16, 30)
         mix = _unit(np.sin(k * u) * np.sin(k * v) * 4 + 0.5)
     out = first + mix * (second - first)
-    out = out * (1 + (_noise(rng, 32) - 0.5) * rng.uniform(0, 0.16))
+    out = out * (1 + (_noise(rng, 32) - 0.5) * rng.uniform(0, 0.12))
     pale = np.asarray(out, np.float32)
     return _lines(pale, rng) if rng.random() < 0.5 else pale
 

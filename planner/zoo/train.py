@@ -161,6 +161,10 @@ def main() -> None:
     parser.add_argument("--shallow", type=float, default=Recipe.shallow)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--compile", action="store_true", help="compile first: 1.4 times as fast")
+    parser.add_argument(
+        "--bfloat16", action="store_true", help="for CPUs with AVX512-BF16: 1.3 times as fast"
+    )
     parser.add_argument("--folder", type=Path, default=Path("build/zoo/run"))
     parser.add_argument("--start", type=Path, help="pipeline folder whose weights to start from")
     args = parser.parse_args()
@@ -174,6 +178,10 @@ def main() -> None:
         seed=args.seed,
     )
     trainer = Trainer(recipe, args.folder, Size())
+    if args.bfloat16:
+        trainer.model.multiply_in_bfloat16()
+    if args.compile:
+        trainer.model.transformer.compile(dynamic=False)
     if args.start and trainer.step == 0:
         trainer.start_from(args.start)
     trainer.run()

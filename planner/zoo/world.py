@@ -103,11 +103,11 @@ def _thing(
     rng: np.random.Generator,
     x: float,
     y: float,
-    radius: tuple[float, float] = (18, 33),
+    radius: tuple[float, float] = (20, 34),
     avoid: tuple[str, ...] = (),
 ) -> Thing:
     colour = _pick(rng, [c for c in COLOURS if c not in avoid])
-    texture = "plain" if rng.random() < 0.3 else _pick(rng, TEXTURES)
+    texture = "plain" if rng.random() < 0.4 else _pick(rng, TEXTURES)
     angle = rng.uniform(-math.pi / 6, math.pi / 6)
     return Thing(_pick(rng, SHAPES), colour, texture, x, y, rng.uniform(*radius), angle)
 
@@ -157,8 +157,8 @@ def _one(rng: np.random.Generator) -> _Made | None:
 def _pair(rng: np.random.Generator) -> _Made | None:
     """Make two named things in a relation."""
     how = _pick(rng, RELATIONS)
-    first = _thing(rng, *_spot(rng), radius=(18, 29))
-    second = _thing(rng, *_spot(rng), radius=(18, 29), avoid=(first.colour,))
+    first = _thing(rng, *_spot(rng), radius=(20, 30))
+    second = _thing(rng, *_spot(rng), radius=(20, 30), avoid=(first.colour,))
     dx, dy = second.x - first.x, second.y - first.y
     if how in ("in front of", "behind"):
         gap = math.hypot(dx, dy) / (first.radius + second.radius)
@@ -181,7 +181,7 @@ def _count(rng: np.random.Generator) -> _Made | None:
     word = _pick(rng, tuple(NUMBERS))
     said = rng.random() < 0.6
     n = NUMBERS[word]
-    first = _thing(rng, *_spot(rng), radius=(15, 25) if n < 4 else (14, 20))
+    first = _thing(rng, *_spot(rng), radius=(17, 25) if n < 4 else (16, 20))
     things = [first]
     for _ in range(60):
         if len(things) == n:
@@ -203,7 +203,7 @@ def _list(rng: np.random.Generator) -> _Made | None:
     things: list[Thing] = []
     for _ in range(2 if rng.random() < 0.6 else 3):
         avoid = tuple(t.colour for t in things)
-        new = _thing(rng, *_spot(rng), radius=(17, 27), avoid=avoid)
+        new = _thing(rng, *_spot(rng), radius=(19, 28), avoid=avoid)
         if not all(_apart(new, t, 0.8) for t in things):
             return None
         things.append(new)

@@ -53,6 +53,7 @@ def test_a_denoiser_with_a_cache_of_its_own_is_refused_and_keeps_it(bench: Bench
 
 def test_the_first_block_keeps_its_whole_share_of_the_work(bench: Bench) -> None:
     after = PASS.effect(bench.work, PASS.settings(threshold=0.6), bench.telemetry)
+    assert 0 < after.computed_forwards < bench.work.forwards == after.forwards
     shares = {op.path.split(".attn")[0]: op.share for op in after.phases[1].operations
               if op.kind == "attention"}  # fmt: skip
     first, *rest = shares.values()
