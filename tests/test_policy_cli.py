@@ -1,6 +1,7 @@
 """The commands on policies: what they print, where, and their exit codes."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from planner.cli.main import run
 from planner.plans.plan import Plan
 from planner.policy.file import document, dump, read_policy, schema, write_policy
 from tests.policies import a_policy, some_evidence
+from tests.source import ROOT
 
 
 @pytest.fixture
@@ -117,6 +119,19 @@ def test_schema_is_printed_or_written(
     assert run(["schema", "--out", str(tmp_path / "planner-v1.schema.json")]) == 0
     assert json.loads((tmp_path / "planner-v1.schema.json").read_text()) == schema()
     assert capsys.readouterr().out == ""
+
+
+def test_the_committed_schema_is_the_current_one() -> None:
+    committed = ROOT / "policies" / "planner-v1.schema.json"
+    assert json.loads(committed.read_text()) == schema(), f"planner schema --out {committed}"
+
+
+def test_every_committed_policy_is_whole_and_says_where_its_schema_lies() -> None:
+    for file in (ROOT / "policies").rglob("*.yaml"):
+        policy = read_policy(file)
+        assert policy.status in ("certified", "predicted"), file
+        relative = re.search(r"\$schema=(\S+)", file.read_text())
+        assert relative and (file.parent / relative[1]).is_file(), file
 
 
 @pytest.fixture(scope="module")

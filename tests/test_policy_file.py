@@ -68,7 +68,7 @@ def test_the_text_means_the_same_in_yaml_1_1_and_1_2() -> None:
 
 def test_keys_stand_in_a_readers_order_and_the_schema_in_the_first_line() -> None:
     lines = dump(a_policy()).splitlines()
-    assert lines[0] == "# yaml-language-server: $schema=planner-v1.schema.json"
+    assert lines[0] == "# yaml-language-server: $schema=../../planner-v1.schema.json"
     keys = [line.partition(":")[0] for line in lines if line[0] not in " #"]
     assert keys == ["apiVersion", "kind", "status", "summary", "goal", "plan", "case", "evidence",
                     "provenance", "digest"]  # fmt: skip

@@ -30,9 +30,9 @@ from planner.policy.text import to_yaml
 API: Literal["planner/v1"] = "planner/v1"
 
 _HEAD = f"""\
-# yaml-language-server: $schema={NAME}
+# yaml-language-server: $schema=../../{NAME}
 # Written by planner: `planner show` explains it, `planner diff` compares it. The digest at the
-# end fits no edited file. For help in editors: planner schema --out {NAME}
+# end fits no edited file. For help in editors: planner schema --out policies/{NAME}
 """
 
 Status = Literal["certified", "measured", "predicted"]

@@ -7,7 +7,7 @@ from typing import Any
 from planner.case.noun import Noun
 
 NAME = "planner-v1.schema.json"
-"""File name under which policies refer to their schema."""
+"""File under which policies refer to their schema: in policies/, two folders above them."""
 
 
 def draft7(kind: type[Noun], title: str) -> dict[str, Any]:
