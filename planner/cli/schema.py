@@ -12,7 +12,7 @@ from planner.cli.common import say
 
 @click.command(name="schema")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE",
-              help="Write it there; policies refer to policies/planner-v1.schema.json.")  # fmt: skip
+              help="Write it there: policies look in policies/planner-v1.schema.json.")  # fmt: skip
 def command(out: Path | None) -> None:
     """Print the JSON Schema (draft 7) of policy files, or write it to a file."""
     from planner.policy.atomic import replace
