@@ -91,9 +91,14 @@ def pace(share: float, peak: float) -> float:
     return peak * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
 
 
-def train(folder: Path, start: Path | None, part: str, minutes: float, rate: float) -> None:
-    """Train one part for a stretch of wall time, going on from `folder`, or else from `start`."""
-    torch.manual_seed(0)
+def train(
+    folder: Path, start: Path | None, part: str, minutes: float, rate: float, seed: int
+) -> None:
+    """Train one part for a stretch of wall time, going on from `folder`, or else from `start`.
+
+    Another seed gives other scenes: change it to go on.
+    """
+    torch.manual_seed(seed)
     known = code()
     known_weights = folder if folder.exists() else start
     vae = AutoencoderKL.from_pretrained(known_weights) if known_weights else build()
@@ -102,7 +107,7 @@ def train(folder: Path, start: Path | None, part: str, minutes: float, rate: flo
     optimizer = torch.optim.AdamW(trained.parameters(), lr=rate, betas=(0.9, 0.99))
     # the differentiable network inside the metric, in which LPIPS is a loss
     metric = Lpips()._mean
-    begun, step, mean, first = time.time(), 0, 0.0, int(time.time()) % 10**6 * 1000
+    begun, step, mean, first = time.time(), 0, 0.0, (seed + 1) * 10**6
     rng = torch.Generator().manual_seed(first)
     while (share := (time.time() - begun) / (minutes * 60)) < 1:
         for group in optimizer.param_groups:
@@ -134,10 +139,11 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--folder", type=Path, default=Path("build/zoo/vae"))
     parser.add_argument("--start", type=Path, help="autoencoder folder to start from")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    train(args.folder, args.start, args.part, args.minutes, args.rate)
+    train(args.folder, args.start, args.part, args.minutes, args.rate, args.seed)
 
 
 if __name__ == "__main__":
