@@ -142,12 +142,14 @@ def pack(latents: Tensor) -> Tensor:
 def flow_loss(model: Denoiser, clean: Tensor, captions: list[str], rng: torch.Generator) -> Tensor:
     """Return the flow-matching error at logit-normal noise levels, for packed latents."""
     noise = torch.randn(clean.shape, generator=rng)
-    sigma = torch.sigmoid(torch.randn(len(clean), generator=rng) + 0.3)
+    sigma = torch.sigmoid(torch.randn(len(clean), generator=rng) + 0.5)
     at = sigma[:, None, None]
     velocity = model((1 - at) * clean + at * noise, sigma, *model.tokens(captions))
-    # The first components of the code carry colours and slopes, the rest fine pattern that no
-    # caption decides: what can be learned weighs more, and the best answer stays the same.
-    weight = torch.full((clean.shape[-1],), 0.6)
-    weight[: 4 * 5] = 2.0
+    # The first three components of the code carry colour and so the outlines, two more its slopes,
+    # the rest fine pattern that no caption decides: what can be learned weighs more, and the best
+    # answer stays the same.
+    weight = torch.full((clean.shape[-1],), 0.5)
+    weight[: 4 * 5] = 1.5
+    weight[: 4 * 3] = 3.0
     loss: Tensor = (weight * (velocity - noise + clean).square()).mean()
     return loss
