@@ -5,6 +5,7 @@ PYTHON ?= python3
 # torchvision (imported by lpips) must be the release made for torch's: this is the tested pair.
 TORCH ?= 2.14.1
 TORCHVISION ?= 0.29.1
+THREADS ?= 1
 # Forwarded to planner: make tune ARGS="--budget 3s --seed 1"
 ARGS ?=
 # Cores are often shared: waiting OpenMP threads must sleep, not spin, or timings swing.
@@ -23,7 +24,9 @@ help: ## list the targets
 
 setup: $(ready) ## make .venv and install planner there (tune, test and lint do so by themselves)
 
-# The thread count is torch's own choice, one a core: it belongs to the policy's device.
+# The thread count belongs to the policy's device. One, because the embedded model's operations are
+# too small to share: two threads took 1.2 times as long on two cores. make tune THREADS=8
+tune: export OMP_NUM_THREADS = $(THREADS)
 tune: $(ready) ## search a policy: the embedded model, two seconds an image, into build/
 	$(bin)/planner tune --budget 2s --out build/ $(ARGS)
 

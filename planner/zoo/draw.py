@@ -96,7 +96,7 @@ def _pale(rng: np.random.Generator) -> Field:
 
 
 def _ground(rng: np.random.Generator) -> Field:
-    """Return a ground: gradient, waves, blotches or a horizon, with fine lines on half of them."""
+    """Return a ground: gradient, waves, blotches or a horizon, with fine lines on some of them."""
     first, other = _pale(rng), _pale(rng)
     second = first + rng.uniform(0.12, 0.5) * (other - first)
     u, v = rotate(rng.uniform(0, 2 * math.pi), _X - SIZE / 2, _Y - SIZE / 2)
@@ -115,7 +115,7 @@ def _ground(rng: np.random.Generator) -> Field:
     out = first + mix * (second - first)
     out = out * (1 + (_noise(rng, 32) - 0.5) * rng.uniform(0, 0.12))
     pale = np.asarray(out, np.float32)
-    return _lines(pale, rng) if rng.random() < 0.5 else pale
+    return _lines(pale, rng) if rng.random() < 0.4 else pale
 
 
 def _lines(ground: Field, rng: np.random.Generator) -> Field:

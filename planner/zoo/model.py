@@ -142,7 +142,7 @@ def pack(latents: Tensor) -> Tensor:
 def flow_loss(model: Denoiser, clean: Tensor, captions: list[str], rng: torch.Generator) -> Tensor:
     """Return the flow-matching error at logit-normal noise levels, for packed latents."""
     noise = torch.randn(clean.shape, generator=rng)
-    sigma = torch.sigmoid(torch.randn(len(clean), generator=rng) + 0.5)
+    sigma = torch.sigmoid(torch.randn(len(clean), generator=rng) + 0.9)
     at = sigma[:, None, None]
     velocity = model((1 - at) * clean + at * noise, sigma, *model.tokens(captions))
     # The first three components of the code carry colour and so the outlines, two more its slopes,

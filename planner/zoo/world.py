@@ -23,7 +23,10 @@ COLOURS = tuple(HUES)
 KINDS = ("one", "pair", "count", "list", "vague")
 ROLES = ("anywhere", *PLACES, *RELATIONS, "listed", "some", *NUMBERS)
 
-_KIND_ODDS = (0.42, 0.28, 0.12, 0.13, 0.05)
+_KIND_ODDS = (0.62, 0.16, 0.08, 0.08, 0.06)
+_TURN = 0.2
+"""Most that a thing is turned, in radians."""
+
 _SPLIT_KEY = {"train": 11, "tune": 22, "certify": 33}
 
 
@@ -103,12 +106,12 @@ def _thing(
     rng: np.random.Generator,
     x: float,
     y: float,
-    radius: tuple[float, float] = (20, 34),
+    radius: tuple[float, float] = (24, 35),
     avoid: tuple[str, ...] = (),
 ) -> Thing:
     colour = _pick(rng, [c for c in COLOURS if c not in avoid])
-    texture = "plain" if rng.random() < 0.4 else _pick(rng, TEXTURES)
-    angle = rng.uniform(-math.pi / 6, math.pi / 6)
+    texture = "plain" if rng.random() < 0.5 else _pick(rng, TEXTURES)
+    angle = rng.uniform(-_TURN, _TURN)
     return Thing(_pick(rng, SHAPES), colour, texture, x, y, rng.uniform(*radius), angle)
 
 
@@ -143,7 +146,7 @@ def _one(rng: np.random.Generator) -> _Made | None:
     place = _pick(rng, tuple(PLACES)) if rng.random() < 0.5 else None
     named = _thing(rng, *_spot(rng, place))
     others: list[Thing] = []
-    for _ in range(int(rng.choice([0, 1, 2], p=[0.6, 0.27, 0.13]))):
+    for _ in range(int(rng.choice([0, 1, 2], p=[0.75, 0.17, 0.08]))):
         avoid = (named.colour, *(o.colour for o in others))
         other = _thing(rng, *_spot(rng), avoid=avoid)
         if not all(_apart(other, o, 0.8) for o in (named, *others)):
@@ -157,8 +160,8 @@ def _one(rng: np.random.Generator) -> _Made | None:
 def _pair(rng: np.random.Generator) -> _Made | None:
     """Make two named things in a relation."""
     how = _pick(rng, RELATIONS)
-    first = _thing(rng, *_spot(rng), radius=(20, 30))
-    second = _thing(rng, *_spot(rng), radius=(20, 30), avoid=(first.colour,))
+    first = _thing(rng, *_spot(rng), radius=(22, 30))
+    second = _thing(rng, *_spot(rng), radius=(22, 30), avoid=(first.colour,))
     dx, dy = second.x - first.x, second.y - first.y
     if how in ("in front of", "behind"):
         gap = math.hypot(dx, dy) / (first.radius + second.radius)
@@ -181,13 +184,13 @@ def _count(rng: np.random.Generator) -> _Made | None:
     word = _pick(rng, tuple(NUMBERS))
     said = rng.random() < 0.6
     n = NUMBERS[word]
-    first = _thing(rng, *_spot(rng), radius=(17, 25) if n < 4 else (16, 20))
+    first = _thing(rng, *_spot(rng), radius=(19, 25) if n < 4 else (17, 20))
     things = [first]
     for _ in range(60):
         if len(things) == n:
             break
         x, y = _spot(rng)
-        turn, size = rng.uniform(-0.5, 0.5), first.radius * rng.uniform(0.85, 1.15)
+        turn, size = rng.uniform(-_TURN, _TURN), first.radius * rng.uniform(0.85, 1.15)
         new = Thing(first.shape, first.colour, first.texture, x, y, size, turn)
         if all(_apart(new, t, 1.08) for t in things):
             things.append(new)
@@ -203,7 +206,7 @@ def _list(rng: np.random.Generator) -> _Made | None:
     things: list[Thing] = []
     for _ in range(2 if rng.random() < 0.6 else 3):
         avoid = tuple(t.colour for t in things)
-        new = _thing(rng, *_spot(rng), radius=(19, 28), avoid=avoid)
+        new = _thing(rng, *_spot(rng), radius=(21, 28), avoid=avoid)
         if not all(_apart(new, t, 0.8) for t in things):
             return None
         things.append(new)
@@ -214,7 +217,7 @@ def _list(rng: np.random.Generator) -> _Made | None:
 
 def _vague(rng: np.random.Generator) -> _Made | None:
     """Make one thing of which only the colour or only the shape is said."""
-    thing = _thing(rng, *_spot(rng), radius=(20, 36))
+    thing = _thing(rng, *_spot(rng), radius=(24, 36))
     words = thing.shape if rng.random() < 0.5 else f"{thing.colour} shape"
     caption = ("an " if words.startswith("orange") else "a ") + words
     return caption, (thing,), ((thing.colour, thing.shape, "anywhere"),)
