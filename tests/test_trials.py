@@ -11,11 +11,14 @@ import pytest
 from planner.case.prompts import Prompt
 from planner.errors import PlannerError, TrialFailed, UsageError
 from planner.plans.plan import BASELINE, Plan
+from planner.run.pipeline import PipelineSource
 from planner.trials.failing import failing_at
-from planner.trials.renderer import batches
+from planner.trials.renderer import Renderer, batches
 from planner.trials.supervisor import Supervisor, require_same
 from tests.faults import source as faults
 from tests.faults.study import LONG, supervise, when
+from tests.source import ROOT
+from tests.tiny import tiny_workload
 
 PROMPTS = [Prompt(text="a red circle", seed=1), Prompt(text="two blue square", seed=2)]
 SAME = 1e-9
@@ -77,6 +80,33 @@ def test_the_untouched_pipeline_renders_while_a_plan_is_on(worker: Supervisor) -
         for which in ("candidate", "baseline", "candidate")
     )
     assert near < SAME < far and again == far
+
+
+def test_a_plans_memory_is_its_own_calls_peak_and_not_that_of_untouched_calls_between(
+    tmp_path: Path,
+) -> None:
+    source = PipelineSource(model="tests.tiny:tiny_flux", path=str(ROOT), device="cpu")
+    renderer = Renderer(source, tiny_workload(num_inference_steps=2), tmp_path)
+
+    class Scripted:
+        """Stands in for a device whose peaks are known: one a call, in order."""
+
+        torch_device = "cpu"
+        calls, peaks = 0, (0, 100, 900, 50)
+
+        def reset_peak(self) -> None:
+            self.calls += 1
+
+        def peak_bytes(self) -> int:
+            return self.peaks[self.calls]
+
+        def synchronize(self) -> None: ...
+
+    vars(renderer)["_backend"] = Scripted()
+    renderer.put(BASELINE, {}, PROMPTS[:1])
+    untouched = renderer.render("baseline", PROMPTS[:1], save=False)
+    ours = renderer.render("candidate", PROMPTS[:1], save=False)
+    assert [s.memory_bytes for s in (*untouched, *ours)] == [900, 100]
 
 
 def test_every_second_is_either_pipeline_or_overhead(worker: Supervisor) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from planner.case.goal import Goal
-from planner.errors import Interrupted, NoPlanMeetsGoal, NotCertified, UsageError
+from planner.errors import Interrupted, NoPlanMeetsGoal, NotCertified, PlannerError, UsageError
+from planner.reporting.tuned import tune_and_report
 from planner.run.devices.base import backend
 from planner.run.pipeline import PipelineSource
 from planner.trials.ledger import Ledger
@@ -84,16 +85,48 @@ def test_openings_of_the_prompts_are_counted_over_studies_but_not_over_copies(
     device = backend("cpu").describe()
     assert openings(asked, device) == 0
     path = study_folder(asked, device) / "ledger.jsonl"
-    with closing(Ledger.create(path, {"case": {}})) as study:
-        study.append("finalists", {"prompts": asked.split.certify_hash})
-        study.append("finalists", {"prompts": "others"})
+    with closing(Ledger.create(path, {"request": asked.model_dump(mode="json")})) as study:
+        study.append("finalists", {"plans": []})
     assert openings(asked, device) == 1
+    reseeded = asked.model_copy(update={"split": split_lists(TEXTS[:1], TEXTS[1:], 7)})
+    assert openings(reseeded, device) == 1, "other latents under the same texts are no new prompts"
+    others = asked.model_copy(update={"split": split_lists(TEXTS[:1], ["a cyan ring"], 0)})
+    assert openings(others, device) == 0
     path.with_name("ledger.jsonl.torn-1").write_bytes(path.read_bytes())
     assert openings(asked, device) == 1
     path.with_name("ledger.jsonl.old-1").write_bytes(path.read_bytes())
     assert openings(asked, device) == 2
     path.with_name("ledger.jsonl.old-2").write_text("not a ledger\n" * 2)
     assert openings(asked, device) == 3
+
+
+def test_a_search_time_in_which_nothing_can_be_tried_is_refused(tmp_path: Path) -> None:
+    asked = request(tmp_path, Goal(budget_seconds=2.0, max_lpips=0.1), search_seconds=0.5)
+    with pytest.raises(UsageError, match="500ms are too short") as caught:
+        run(asked, Listener())
+    assert "--search-time" in caught.value.way_out and "--resume" in caught.value.way_out
+    assert len(ledger(asked).bodies("noise")) == 1, "what was measured is kept"
+
+
+def test_a_damaged_study_can_be_started_over(tmp_path: Path) -> None:
+    asked = request(tmp_path, Goal(budget_seconds=0.001, max_lpips=0.1))
+    path = study_folder(asked, backend("cpu").describe()) / "ledger.jsonl"
+    path.parent.mkdir(parents=True)
+    for damage in ("", "no ledger\nat all\n"):
+        path.write_text(damage)
+        with pytest.raises(PlannerError):
+            tune_and_report(asked, Listener(), resume=True)
+        with pytest.raises(NoPlanMeetsGoal):
+            tune_and_report(asked, Listener(), fresh=True)
+        assert len(ledger(asked).trials()) == 1
+
+
+def test_a_page_that_cannot_be_written_does_not_hide_the_outcome(tmp_path: Path) -> None:
+    (tmp_path / "reports").write_text("in the way")
+    listener = Listener()
+    with pytest.raises(NoPlanMeetsGoal):
+        tune_and_report(request(tmp_path, Goal(budget_seconds=0.001, max_lpips=0.1)), listener)
+    assert listener.lines[-1].startswith("no page: ")
 
 
 def test_an_unwritable_output_folder_ends_in_one_sentence(tmp_path: Path) -> None:

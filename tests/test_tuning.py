@@ -1,5 +1,6 @@
 """Requests, prompts, scores, choices and certificates: everything that needs no pipeline."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,15 +8,18 @@ import pytest
 from planner.case.goal import Goal
 from planner.case.outcome import Failed, Measured
 from planner.case.prompts import Sample
-from planner.errors import InvalidFile, UsageError
+from planner.errors import InvalidFile, TrialFailed, UsageError
+from planner.passes.base import Domain
 from planner.plans.plan import Plan
 from planner.trials.trial import Trial
 from planner.tuning.certify import ALPHA, Rounds, alpha_each, bounds, certify, hopeless
 from planner.tuning.choose import fastest, finalists, front, incumbent
+from planner.tuning.noise import again_if_it_died
 from planner.tuning.prepare import prepare
 from planner.tuning.prompts import read_prompts, split_file, split_lists
 from planner.tuning.request import CERTIFY_PROMPTS, SEARCH_PROMPTS, goal_of, goal_slug
 from planner.tuning.score import AIM, score
+from planner.tuning.space import fitted
 from planner.tuning.study import told
 
 GOAL = Goal(budget_seconds=2.0, max_lpips=0.1)
@@ -82,6 +86,68 @@ def test_a_zero_is_given_not_left_out() -> None:
     assert "--batch 1" in caught.value.way_out
 
 
+def test_large_batches_need_prompts_for_ten_calls() -> None:
+    texts = [f"prompt {i}" for i in range(60)]
+    with pytest.raises(UsageError, match="60 distinct prompts are too few") as caught:
+        split_file(texts, 0, certify=True, batch=8)
+    assert "at least 86" in caught.value.way_out
+    assert len(split_file(texts, 0, certify=True, batch=5).certify) == 50
+
+
+def test_another_seed_opens_other_prompts_where_there_are_more() -> None:
+    texts = [f"prompt {i}" for i in range(2 * CERTIFY_PROMPTS)]
+    first, second = (split_lists(["a"], texts, seed) for seed in (0, 1))
+    assert not {p.text for p in first.certify} & {p.text for p in second.certify}
+
+
+@pytest.mark.parametrize(
+    ("domains", "said"),
+    [({"stepss": {}}, "unknown pass 'stepss'"), ({"steps": {"count": {}}}, "unknown setting"),
+     ({"steps": {"num_inference_steps": {"low": 30, "high": 20}}}, "is empty: 30 to 20"),
+     ({"int8_dynamic": {"scope": {"choices": ["block"]}}}, "scope cannot be 'block'")],
+)  # fmt: skip
+def test_domains_that_no_plan_can_follow_are_refused_before_anything_runs(
+    domains: dict[str, dict[str, dict[str, object]]], said: str
+) -> None:
+    with pytest.raises(UsageError, match=said) as caught:
+        prepare({"budget": "2s", "domains": domains})
+    assert caught.value.way_out
+
+
+def test_an_unknown_option_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UsageError, match="no option 'max_lpip'") as caught:
+        prepare({"budget": "2s", "max_lpip": 0.05})
+    assert "max_lpips" in caught.value.way_out
+
+
+def test_expert_plans_are_moved_into_the_domains() -> None:
+    variables = {"steps.num_inference_steps": Domain(low=20, high=40, integer=True),
+                 "int8_dynamic.scope": Domain(choices=("attention", "blocks"))}  # fmt: skip
+    plan = Plan.of({"steps": {"num_inference_steps": 12}, "int8_dynamic": {"scope": "blocks"}})
+    moved = fitted(plan, variables)
+    assert str(moved) == str(Plan.of({"steps": {"num_inference_steps": 20},
+                                      "int8_dynamic": {"scope": "blocks"}}))  # fmt: skip
+    assert fitted(moved, variables) == moved
+
+
+def failing(times: int, stage: str) -> Callable[[], str]:
+    left = [TrialFailed("the worker ended", stage=stage, way_out="look")] * times
+
+    def action() -> str:
+        if left:
+            raise left.pop()
+        return "done"
+
+    return action
+
+
+def test_what_a_dying_worker_did_is_done_once_more_and_no_further() -> None:
+    assert {again_if_it_died(failing(1, stage)) for stage in ("crash", "timeout")} == {"done"}
+    for times, stage in ((2, "crash"), (1, "guard")):
+        with pytest.raises(TrialFailed):
+            again_if_it_died(failing(times, stage))
+
+
 def test_an_empty_prompts_file_is_invalid(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("\n# nothing\n")
@@ -141,6 +207,17 @@ def test_the_incumbent_is_the_least_distance_inside_the_limits() -> None:
     found = incumbent(trials, GOAL, REFERENCE)
     assert found is not None
     assert found[0].number == 1
+
+
+def test_a_plan_between_the_aim_and_the_budget_counts_where_nothing_else_does() -> None:
+    tight = trial(0, 30, measured(0.39, 0.05))
+    found = score(measured(0.39, 0.05), GOAL, REFERENCE)
+    assert found.inside and not found.feasible and found.over == ()
+    assert finalists([tight], GOAL, REFERENCE) == (tight.plan,)
+    roomy = trial(1, 20, measured(0.3, 0.08))
+    assert finalists([tight, roomy], GOAL, REFERENCE) == (roomy.plan,)
+    beyond = score(measured(0.41, 0.2), GOAL, REFERENCE)
+    assert beyond.over == ("latency", "lpips") and not beyond.inside
 
 
 def test_finalists_are_the_best_a_roomy_one_and_the_safest() -> None:

@@ -147,7 +147,7 @@ def _point(found: Findings, trial: Trial, front: set[int]) -> Point:
 def _standing(found: Findings, trial: Trial) -> Standing:
     if trial.measured is not None and trial.measured.stopped_early:
         return "stopped"
-    return "inside" if found.scores[trial.number].feasible else "outside"
+    return "inside" if found.scores[trial.number].inside else "outside"
 
 
 def _masks(statistics: Mapping[str, Mapping[str, Scalar]]) -> dict[str, str]:

@@ -142,7 +142,7 @@ def _trial_row(found: Findings, trial: Trial, front: set[int]) -> TrialRow:
                         trial.outcome.evidence, "failed")  # fmt: skip
     measured, score = trial.outcome, found.scores.get(trial.number)
     shown = trial == found.trial
-    inside = score is not None and score.feasible and not measured.stopped_early
+    inside = score is not None and score.inside and not measured.stopped_early
     said = measured.stopped_early or ("inside the limits" if inside else _outside(found, trial))
     mark = "winner" if shown else "front" if trial.number in front else "inside" if inside else ""
     return TrialRow(
@@ -155,7 +155,7 @@ def _trial_row(found: Findings, trial: Trial, front: set[int]) -> TrialRow:
 def _outside(found: Findings, trial: Trial) -> str:
     """Name the limits that a measured plan misses."""
     score = found.scores.get(trial.number)
-    over = [name for name, slack in score.slack.items() if slack > 0] if score else []
+    over = score.over if score else ()
     if not over:
         return "no image compared" if score and score.objective is None else "measured"
     return "over the limit: " + ", ".join(NAMES[name] for name in over)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from planner.errors import InvalidFile, PlannerError
 from planner.policy.file import PolicyFile, read_policy
 from planner.reporting.page import write_page
 from planner.run.devices.base import backend
@@ -44,8 +45,7 @@ def tune_and_report(
         return result
     finally:
         if policy is not None or _trials(folder) not in (0, before):
-            write_page(page, folder, policy)
-            progress.say(f"page: {page}")
+            _write(page, folder, policy, progress)
 
 
 class Quiet:
@@ -58,6 +58,20 @@ class Quiet:
         """Drop a movement of the bar."""
 
 
+def _write(page: Path, folder: Path, policy: PolicyFile | None, progress: Progress) -> None:
+    """Write the page; where that is impossible say so, for the outcome itself matters more."""
+    try:
+        write_page(page, folder, policy)
+    except (OSError, PlannerError) as error:
+        progress.say(f"no page: {error}")
+    else:
+        progress.say(f"page: {page}")
+
+
 def _trials(folder: Path) -> int:
+    """Count the trials of the study there; none where it is damaged, which `run` reports."""
     path = folder / "ledger.jsonl"
-    return len(Ledger.read(path).trials()) if path.exists() else 0
+    try:
+        return len(Ledger.read(path).trials()) if path.exists() else 0
+    except InvalidFile:
+        return 0

@@ -169,7 +169,7 @@ def _in_search(found: Findings) -> Headline:
         said = f"No plan has been measured yet. The goal is {words.limits(found.goal)}."
         return Headline(found.status, "fair", speed, "", said, meaning)
     score = found.scores[found.trial.number]
-    inside = "is the best plan" if score.feasible else "is the fastest, not yet inside the limits,"
+    inside = "is the best plan" if score.inside else "is the fastest, not yet inside the limits,"
     said = (f"{inside} after {words.count(len(found.candidates), 'trial')}: {_figures(score)}, on "
             f"search prompts. The goal is {words.limits(found.goal)}.")  # fmt: skip
     return Headline(found.status, "fair", speed, str(found.plan), said, meaning)

@@ -67,7 +67,7 @@ class Renderer:
         self._memo: dict[str, Any] = {}
         gc.collect()
         gc.freeze()  # what is loaded stays: no later collection need look at it
-        self._backend.reset_peak()
+        self._first_peak = 0
 
     def put(self, plan: Plan, artifacts: Mapping[str, Artifact], prompts: Sequence[Prompt]) -> Put:
         """Put a plan on in place of the one before, calibrate what has no artifact, run once.
@@ -76,7 +76,6 @@ class Renderer:
         """
         self._take_off()
         gc.collect()
-        self._backend.reset_peak()
         began = time.perf_counter()
         known = self._calibrated(plan, artifacts, prompts)
         calibrated = time.perf_counter()
@@ -85,6 +84,7 @@ class Renderer:
         applied = time.perf_counter()
         self._handle = handle
         seconds, _ = self._candidate_call(handle, self._batches(prompts)[0], "warm")
+        self._first_peak = self._backend.peak_bytes()
         return Put(
             apply_seconds=applied - calibrated, calibrate_seconds=calibrated - began,
             first_call_seconds=seconds, artifacts=known, reversible=reversible(plan),
@@ -110,7 +110,10 @@ class Renderer:
         sample = self._sample(batch, seconds, images)
         if save:
             self._keep(batch, images, self._handle.plan.digest()[:12])
-        return sample.model_copy(update={"statistics": self._handle.stats})
+        peak = max(self._first_peak, sample.memory_bytes)
+        return sample.model_copy(
+            update={"statistics": self._handle.stats, "memory_bytes": peak}
+        )
 
     def _baseline(self, batch: Batch, save: bool) -> Sample:
         texts = [prompt.text for prompt in batch.prompts]
@@ -144,6 +147,7 @@ class Renderer:
         # The tuner owns all randomness: on both sides the same latents, made on the CPU.
         noise = [torch.Generator("cpu").manual_seed(prompt.seed) for prompt in batch.prompts]
         gc.collect()
+        self._backend.reset_peak()  # an untouched call just before must not count
         seconds, output = timed(
             lambda: self._pipeline(**arguments, generator=noise, output_type="np"), self._backend
         )

@@ -105,8 +105,9 @@ class Supervisor:
 
         Samples bear no role; those of a plan say how far its images are from the untouched
         ones, where these lie in the images folder. Untouched images are kept there once; later
-        ones are compared with them. Memory is the peak since the last `put` (or load). Raises
-        `TrialFailed`; after `deadline` seconds for all calls with stage timeout.
+        ones are compared with them. Memory is the peak of the call, or of the plan's
+        first one where that is higher. Raises `TrialFailed`; after `deadline` seconds for all
+        calls with stage timeout.
         """
         process = self._prepare(which)
         request = Render(which=which, prompts=tuple(prompts), save=save)

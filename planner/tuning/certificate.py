@@ -7,9 +7,9 @@ from planner.case.prompts import Prompt, Sample, by_call
 from planner.errors import TrialFailed
 from planner.plans.plan import Plan
 from planner.trials.supervisor import Supervisor
-from planner.tuning.certify import ROUNDS, Rounds, Verdict, alpha_each, certify
+from planner.tuning.certify import Rounds, Verdict, alpha_each, certify
 from planner.tuning.choose import finalists
-from planner.tuning.noise import Noise, reference_image
+from planner.tuning.noise import Noise, again_if_it_died, reference_image, render_untouched
 from planner.tuning.race import Race
 from planner.tuning.session import Progress, Session, openings
 
@@ -68,28 +68,25 @@ class Certification:
         })  # fmt: skip
         return plans, opened
 
-    def _play(
-        self, plan: Plan, call: tuple[Prompt, ...], index: int
-    ) -> tuple[Sample, Sample | None]:
+    def _play(self, plan: Plan, call: tuple[Prompt, ...], index: int) -> tuple[Sample, Sample]:
         """Render one round, or read it from the ledger where an earlier run finished it."""
         name = plan.digest()[:12]
         ids = tuple(prompt.id for prompt in call)
         done = _sample(self.session, f"certify:{name}", ids)
         beside = _sample(self.session, f"certify-baseline:{name}", ids)
-        if done is not None:
+        if done is not None and beside is not None:
             return done, beside
         if self._on != plan:
-            self.race.put(plan, self.noise.reference_seconds)
+            again_if_it_died(lambda: self.race.put(plan, self.noise.reference_seconds))
             self._on = plan
         images = self.session.images
         known = all(reference_image(images, prompt).exists() for prompt in call)
-        untouched = None
-        if not known or index < ROUNDS:
-            untouched = self.worker.render("baseline", call, self._deadline, save=not known)[0]
-        ours = self.worker.render("candidate", call, self._deadline)[0]
+        untouched = render_untouched(self.worker, call, self._deadline, save=not known)
+        ours = again_if_it_died(
+            lambda: self.worker.render("candidate", call, self._deadline)[0]
+        )
         # Both lines only now: a round counts as a whole, since its ratio needs both.
-        if untouched is not None:
-            self.session.keep(untouched, f"certify-baseline:{name}")
+        untouched = self.session.keep(untouched, f"certify-baseline:{name}")
         self.progress.tick("certificate", index + 1, len(self.session.request.split.certify),
                            str(plan))  # fmt: skip
         return self.session.keep(ours, f"certify:{name}"), untouched

@@ -49,9 +49,9 @@ class Rounds(Noun):
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """Return candidate over untouched seconds for every round that has both."""
+        """Return candidate over untouched seconds for every round."""
         return tuple(
-            c.seconds / b.seconds for c, b in zip(self.candidate, self.baseline, strict=False)
+            c.seconds / b.seconds for c, b in zip(self.candidate, self.baseline, strict=True)
         )
 
     @property
@@ -108,12 +108,11 @@ def certify(
     goal: Goal,
     reference: float,
     level: float,
-    play: Callable[[Plan, tuple[Prompt, ...], int], tuple[Sample, Sample | None]],
+    play: Callable[[Plan, tuple[Prompt, ...], int], tuple[Sample, Sample]],
 ) -> tuple[Verdict, Rounds]:
     """Test one finalist on every certification call.
 
-    `play` renders one round and returns candidate and untouched sample (the latter None where
-    the reference images exist already and enough rounds have been timed).
+    `play` renders one round and returns its candidate and its untouched sample.
     """
     candidate: list[Sample] = []
     baseline: list[Sample] = []
@@ -121,7 +120,7 @@ def certify(
     for index, call in enumerate(calls):
         ours, untouched = play(plan, call, index)
         candidate.append(ours)
-        baseline += [] if untouched is None else [untouched]
+        baseline.append(untouched)
         rounds = Rounds(candidate=tuple(candidate), baseline=tuple(baseline))
         stopped = hopeless(rounds, goal, reference)
         if stopped is not None:

@@ -61,12 +61,14 @@ def fastest(trials: Sequence[Trial], goal: Goal, reference: float) -> tuple[Tria
 def _complete(
     trials: Sequence[Trial], goal: Goal, reference: float
 ) -> list[tuple[Trial, Score]]:
-    return [
+    """Return whole trials inside the limits: with the budget's margin, or else without it."""
+    whole = [
         (trial, found)
         for trial, found in scored(list(trials), goal, reference)
-        if found.feasible and trial.origin != "bought"
+        if found.inside and trial.origin != "bought"
         and getattr(trial.outcome, "stopped_early", None) is None
     ]  # fmt: skip
+    return [pair for pair in whole if pair[1].feasible] or whole
 
 
 def _objective(pair: tuple[Trial, Score]) -> tuple[float, int]:

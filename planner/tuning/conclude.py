@@ -40,7 +40,7 @@ def evidence(
     """Return the figures of a plan from its interleaved rounds; `level` is the bounds' level."""
     measured = _last_measured(plan, trials)
     peak = max(sample.memory_bytes for sample in rounds.candidate)
-    latency = _latency(rounds, noise, goal, level)
+    latency = _latency(rounds, noise, goal, level if certificate else None)
     saved = latency.baseline.value - latency.tuned.value
     start = measured.apply_seconds + max(0.0, measured.first_call_seconds - latency.tuned.value)
     return Evidence(
@@ -114,10 +114,11 @@ def page_path(out: Path, label: str, device: str, slug: str) -> Path:
     return out / "reports" / label / device / f"{slug}.html"
 
 
-def _latency(rounds: Rounds, noise: Noise, goal: Goal, level: float) -> Latency:
+def _latency(rounds: Rounds, noise: Noise, goal: Goal, level: float | None) -> Latency:
+    """Return the latency; without a level no bound, for bracketed calls are no rounds."""
     reference = noise.reference_seconds
     ratios = rounds.ratios
-    ratio, upper = median(ratios), median_upper(ratios, level)
+    ratio, upper = median(ratios), math.inf if level is None else median_upper(ratios, level)
     bounded = upper if math.isfinite(upper) else None
     budget = goal.budget_seconds
     return Latency(

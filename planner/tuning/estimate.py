@@ -5,19 +5,22 @@ from __future__ import annotations
 from planner.tuning.request import TuneRequest
 from planner.tuning.score import AIM
 
-EXTRAS_SECONDS = 45.0
-"""Reserved after the certificate for what each pass bought, the policy and the page."""
+_PAGE_SECONDS = 20.0
+_LEFT_OUT = 3
+"""Passes whose leave-one-out is provided for: two untouched calls and four of the rest each."""
 
 
 def reserve(request: TuneRequest, reference: float, batch: int) -> float:
     """Return the seconds kept for the certificate and what follows it.
 
-    A third more than one certificate takes, for a first finalist that is stopped early.
+    A third more than one certificate takes, for a first finalist that is stopped early; then what
+    each pass bought, the policy and the page.
     """
-    if not request.certify:
-        return EXTRAS_SECONDS
     tuned = min(request.goal.budget_seconds or reference, reference) * AIM
-    return 1.3 * len(request.split.certify) / batch * (reference + tuned) + EXTRAS_SECONDS
+    extras = _PAGE_SECONDS + _LEFT_OUT * (2 * reference + 4 * tuned)
+    if not request.certify:
+        return extras
+    return 1.3 * len(request.split.certify) / batch * (reference + tuned) + extras
 
 
 def estimate(request: TuneRequest, reference: float, batch: int) -> dict[str, float]:

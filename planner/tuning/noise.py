@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, median
+from typing import TypeVar
 
 from planner.case.goal import LOSSLESS_LPIPS, Goal
 from planner.case.noun import Noun
 from planner.case.prompts import Prompt, Sample
-from planner.errors import UsageError
+from planner.errors import PlannerError, TrialFailed, UsageError
 from planner.measure.statistics import quantile
 from planner.trials.supervisor import Supervisor
 from planner.tuning.session import Session
 
 PASSES = ("baseline-1", "baseline-2")
+
+T = TypeVar("T")
 
 
 class Noise(Noun):
@@ -42,7 +45,7 @@ def measure_noise(
     if known:
         return Noise.model_validate(known[0])
     deadline = 1800.0
-    first_call = _first_call(worker, calls[0], deadline)
+    first_call = render_untouched(worker, calls[0], deadline, save=False).seconds
     for role in PASSES:
         done = {sample.prompts for sample in session.ledger.samples(role)}
         first = role == PASSES[0]
@@ -51,9 +54,9 @@ def measure_noise(
             drawn = all(reference_image(session.images, prompt).exists() for prompt in call)
             if measured and (drawn or not first):
                 continue
-            for sample in worker.render("baseline", call, deadline, save=first):
-                if not measured:  # otherwise only the reference image was missing
-                    session.keep(sample, role)
+            sample = render_untouched(worker, call, deadline, save=first)
+            if not measured:  # otherwise only the reference image was missing
+                session.keep(sample, role)
     noise = _noise(session, worker.load_seconds, first_call)
     session.ledger.append("noise", noise.model_dump())
     return noise
@@ -76,9 +79,36 @@ def resolve(goal: Goal, noise: Noise) -> Goal:
     return goal
 
 
-def _first_call(worker: Supervisor, call: tuple[Prompt, ...], deadline: float) -> float:
-    """Run one call that does not count; returns its seconds."""
-    return worker.render("baseline", call, deadline, save=False)[0].seconds
+def render_untouched(
+    worker: Supervisor, call: tuple[Prompt, ...], deadline: float, *, save: bool
+) -> Sample:
+    """Time one untouched call, a second time where the worker died of the first.
+
+    Raises `PlannerError` where it fails again: that is no plan's fault.
+    """
+    try:
+        return again_if_it_died(
+            lambda: worker.render("baseline", call, deadline, save=save)[0]
+        )
+    except TrialFailed as error:
+        raise PlannerError(
+            f"the untouched pipeline failed ({error.what})", value=error.value,
+            way_out="free memory or look at worker.log beside the ledger, then --resume",
+        ) from error  # fmt: skip
+
+
+def again_if_it_died(action: Callable[[], T]) -> T:
+    """Do something in the worker, once more where the worker died or hung.
+
+    A machine that runs out of memory for a moment must not cost a study or a finalist; a second
+    death is the plan's own.
+    """
+    try:
+        return action()
+    except TrialFailed as error:
+        if error.stage not in ("crash", "timeout"):
+            raise
+        return action()
 
 
 def _noise(session: Session, load_seconds: float, first_call: float) -> Noise:

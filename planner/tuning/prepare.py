@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from planner.case.goal import Goal
 from planner.case.noun import Scalar
@@ -16,14 +16,22 @@ from planner.catalog.reader import prompts_for, workload_for
 from planner.errors import UsageError, nearest
 from planner.plans.graph import build
 from planner.plans.seeds import seeds
+from planner.run.devices.base import backend
 from planner.run.pipeline import PipelineSource
 from planner.trials.supervisor import Supervisor
 from planner.tuning.estimate import estimate
 from planner.tuning.prompts import read_prompts, split_file, split_lists
 from planner.tuning.request import Split, TuneRequest, goal_of
 from planner.tuning.session import Progress
-from planner.tuning.space import space
+from planner.tuning.space import check_narrowing, space
 from planner.units import parse_seconds
+
+OPTIONS = frozenset({
+    "model", "budget", "vram", "max_lpips", "prefer", "prompts", "steps", "height", "width",
+    "guidance", "batch", "dtype", "device", "revision", "path", "with_passes", "without_passes",
+    "search_time", "trials", "sampler", "out", "seed", "no_certify", "domains",
+})  # fmt: skip
+"""What `planner tune` and `planner.tune` take, besides what they do with the study."""
 
 _CALL = {"steps": "num_inference_steps", "height": "height", "width": "width"}
 
@@ -40,6 +48,7 @@ def prepare(
     model = source.model
     seed = asked.get("seed") or 0
     certify = not asked.get("no_certify", False)
+    check_narrowing(asked.get("domains") or {})
     split = _split(model, asked, seed, certify=certify, batch=workload.batch_size)
     prompts = hash_prompts((*split.search, *split.certify))
     return TuneRequest(
@@ -103,6 +112,10 @@ def merged(options: Mapping[str, Any], search_file: Path | None = None) -> dict[
 
     Raises `UsageError` or `InvalidFile` as `read_search` does.
     """
+    for name in options:
+        if name not in OPTIONS:
+            raise UsageError(f"tune has no option {name!r}", value=name,
+                             way_out=nearest(name, OPTIONS))  # fmt: skip
     given = {k: v for k, v in options.items() if v is not None and v != () and v is not False}
     if search_file is None:
         return given
@@ -136,7 +149,7 @@ def _workload(model: str, asked: Mapping[str, Any]) -> Workload:
     if asked.get("guidance") is not None:
         name = "true_cfg_scale" if "true_cfg_scale" in call else "guidance_scale"
         call[name] = asked["guidance"]
-    base = known or Workload(call=call)
+    base = known or Workload(call=call, dtype=_usual_dtype(asked.get("device")))
     update = {
         key: asked[option]
         for key, option in (("batch_size", "batch"), ("dtype", "dtype"))
@@ -146,6 +159,11 @@ def _workload(model: str, asked: Mapping[str, Any]) -> Workload:
         raise UsageError(f"a batch of {update['batch_size']} is empty",
                          value=update["batch_size"], way_out="give --batch 1 or more")  # fmt: skip
     return base.model_copy(update={"call": call} | update)
+
+
+def _usual_dtype(device: str | None) -> Literal["float32", "bfloat16"]:
+    """Return what models are served in: bfloat16 on an accelerator, float32 on a CPU."""
+    return "float32" if backend(device).torch_device == "cpu" else "bfloat16"
 
 
 def _split(

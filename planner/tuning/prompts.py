@@ -41,7 +41,8 @@ def split_file(texts: Sequence[str], seed: int, *, certify: bool, batch: int = 1
 
     Raises `UsageError` that says how many prompts are needed when there are too few.
     """
-    needed = SEARCH_PROMPTS + (CERTIFY_PROMPTS if certify else 0)
+    unseen_needed = certify * _unseen(batch)
+    needed = SEARCH_PROMPTS + unseen_needed
     if len(texts) < needed:
         what = "search and certify" if certify else "search"
         hint = ", or give --no-certify" if certify else ""
@@ -49,7 +50,7 @@ def split_file(texts: Sequence[str], seed: int, *, certify: bool, batch: int = 1
             f"{len(texts)} distinct prompts are too few to {what}",
             value=len(texts),
             way_out=f"give at least {needed} ({SEARCH_PROMPTS} for the search"
-            + (f", {CERTIFY_PROMPTS} unseen for the certificate)" if certify else ")")
+            + (f", {unseen_needed} unseen for the certificate)" if certify else ")")
             + hint,
         )
     order = list(texts)
@@ -64,13 +65,22 @@ def split_lists(
     """Make a split from two lists that are kept apart already; latents' seeds follow `seed`.
 
     Both are cut to whole batches, so that every measured call has the workload's batch size.
+    Where there are more unseen texts than one certificate needs, another seed takes others.
     """
+    count = _unseen(batch)
+    skip = seed * count % max(1, len(unseen)) if len(unseen) > count else 0
+    unseen = [*unseen[skip:], *unseen[:skip]]
     first = [Prompt(text=text, seed=_latents(seed, i)) for i, text in enumerate(search)]
     later = [Prompt(text=text, seed=_latents(seed, 1000 + i)) for i, text in enumerate(unseen)]
     return Split(
         search=tuple(_whole(first[:SEARCH_PROMPTS], batch)),
-        certify=tuple(_whole(later[: max(CERTIFY_PROMPTS, 10 * batch)], batch)),
+        certify=tuple(_whole(later[:count], batch)),
     )
+
+
+def _unseen(batch: int) -> int:
+    """Return how many unseen prompts a certificate needs: enough images, and ten calls at least."""
+    return max(CERTIFY_PROMPTS, 10 * batch)
 
 
 def _latents(seed: int, index: int) -> int:

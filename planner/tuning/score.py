@@ -16,7 +16,8 @@ AIM = 0.95
 class Score(Noun):
     """Seconds and mean LPIPS of a plan, its objective, and per limit (measured - limit) / limit.
 
-    A slack at or below zero means inside. `objective` is None where it was not measured.
+    A slack at or below zero means inside; that of latency is held against `AIM` of the budget.
+    `objective` is None where it was not measured.
     """
 
     seconds: float
@@ -27,8 +28,19 @@ class Score(Noun):
 
     @property
     def feasible(self) -> bool:
-        """Tell whether every limit of the goal was measured and holds."""
+        """Tell whether every limit was measured and holds, the budget with its margin (`AIM`)."""
         return self.objective is not None and all(value <= 0 for value in self.slack.values())
+
+    @property
+    def over(self) -> tuple[str, ...]:
+        """Return the limits that were missed as they were asked for, without any margin."""
+        margin = {"latency": 1 / AIM - 1}
+        return tuple(name for name, by in self.slack.items() if by > margin.get(name, 0.0))
+
+    @property
+    def inside(self) -> bool:
+        """Tell whether every limit was measured and holds as it was asked for."""
+        return self.objective is not None and not self.over
 
 
 def score(outcome: Measured, goal: Goal, reference_seconds: float) -> Score:

@@ -18,7 +18,7 @@ from planner.tuning.noise import Noise
 from planner.tuning.race import Limits, Race
 from planner.tuning.score import describe
 from planner.tuning.session import Progress, Session
-from planner.tuning.space import space
+from planner.tuning.space import fitted, space
 from planner.tuning.study import Study
 
 _BOUGHT_CALLS = 3
@@ -36,9 +36,12 @@ class Search:
         self.goal, self.noise, self.progress = goal, noise, progress
         request = session.request
         case = graph.case
-        self._plans = deque(seeds(graph, case, goal)[: self._share_of_seeds()])
+        variables = space(graph, case, request.domains)
+        started = dict.fromkeys(fitted(plan, variables) for plan in seeds(graph, case, goal))
+        legal = [plan for plan in started if graph.why_not(plan) is None]
+        self._plans = deque(legal[: self._share_of_seeds()])
         self.study = Study(
-            graph, space(graph, case, request.domains), goal, noise.reference_seconds,
+            graph, variables, goal, noise.reference_seconds,
             sampler=request.sampler, seed=request.seed, startup=len(self._plans),
         )  # fmt: skip
         for trial in session.trials():

@@ -85,9 +85,14 @@ class Session:
         return self.folder / "images"
 
     @property
+    def this_run(self) -> float:
+        """Return the seconds since this run began."""
+        return time.monotonic() - self._began
+
+    @property
     def elapsed(self) -> float:
         """Return the seconds of this run plus what earlier runs measured."""
-        return self._before + time.monotonic() - self._began
+        return self._before + self.this_run
 
     @property
     def next_number(self) -> int:
@@ -137,22 +142,25 @@ def study_folder(request: TuneRequest, device: Device) -> Path:
 def openings(request: TuneRequest, device: Device) -> int:
     """Return how often these certification prompts have been opened before, in this folder.
 
-    Counts finalists written by finished or abandoned studies of any goal: each opening shows
-    something about the prompts, so that a later one must be held to a stricter level. A damaged
-    ledger counts as one opening, since what it held cannot be known.
+    Counts finalists written by finished or abandoned studies of any goal that share a text with
+    these prompts, whatever the seed of its latents: each opening shows something about them, so
+    that a later one must be held to a stricter level. A damaged ledger counts as one opening,
+    since what it held cannot be known.
     """
     root = study_folder(request, device).parent
-    mine = request.split.certify_hash
+    mine = {prompt.text for prompt in request.split.certify}
     count = 0
     for path in sorted(root.glob("*/ledger.jsonl*")):
         if path.name.endswith(".lock") or ".torn" in path.name:
             continue  # a torn ledger's copy holds what its repaired original holds
         try:
-            opened = Ledger.read(path).bodies("finalists")
+            ledger = Ledger.read(path)
+            theirs = ledger.study["request"]["split"]["certify"]
         except InvalidFile:
             count += 1
         else:
-            count += sum(body.get("prompts") == mine for body in opened)
+            shared = any(prompt["text"] in mine for prompt in theirs)
+            count += shared * len(ledger.bodies("finalists"))
     return count
 
 

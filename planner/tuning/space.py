@@ -26,10 +26,6 @@ Narrowing = Mapping[str, Mapping[str, Mapping[str, Any]]]
 def space(graph: Graph, case: Case, narrowing: Narrowing | None = None) -> Space:
     """Return variable name → domain for every legal pass: slots first, then settings."""
     narrowing = narrowing or {}
-    for name in narrowing:
-        if name not in registry.names():
-            way_out = nearest(name, registry.names())
-            raise UsageError(f"domains name the unknown pass {name!r}", value=name, way_out=way_out)
     variables: Space = {}
     for slot, members in slots(graph).items():
         asked = tuple(name for name in members if name in graph.required)
@@ -38,6 +34,18 @@ def space(graph: Graph, case: Case, narrowing: Narrowing | None = None) -> Space
         for setting, domain in _domains(one, case, narrowing.get(one.name, {})).items():
             variables[f"{one.name}.{setting}"] = domain
     return variables
+
+
+def check_narrowing(narrowing: Narrowing) -> None:
+    """Refuse domains of unknown passes and settings, empty ones, and values no pass takes.
+
+    Raises `UsageError`; what only the case can tell is left to `space`.
+    """
+    for name, settings in narrowing.items():
+        if name not in registry.names():
+            way_out = nearest(name, registry.names())
+            raise UsageError(f"domains name the unknown pass {name!r}", value=name, way_out=way_out)
+        _narrowed(registry.get(name), domains(registry.get(name).settings), settings)
 
 
 def slots(graph: Graph) -> dict[str, tuple[str, ...]]:
@@ -97,6 +105,17 @@ def within(values: Mapping[str, Scalar], variables: Space) -> bool:
     return all(_holds(domain, values[name]) for name, domain in variables.items())
 
 
+def fitted(plan: Plan, variables: Space) -> Plan:
+    """Return the plan with every setting moved to the nearest value that its domain allows."""
+    return Plan.of({
+        entry.name: {
+            setting: _nearest(variables.get(f"{entry.name}.{setting}"), value)
+            for setting, value in entry.settings.items()
+        }
+        for entry in plan.passes
+    })  # fmt: skip
+
+
 def _repair(plan: Plan, graph: Graph) -> Plan:
     """Drop the last pass whose removal makes the plan legal, else the last one not asked for."""
     droppable = [name for name in reversed(plan.names) if name not in graph.required]
@@ -111,6 +130,10 @@ def _domains(one: Pass, case: Case, narrowing: Mapping[str, Mapping[str, Any]]) 
     found = domains(one.settings)
     if one.narrow is not None:
         found |= one.narrow(case, None)
+    return _narrowed(one, found, narrowing)
+
+
+def _narrowed(one: Pass, found: Space, narrowing: Mapping[str, Mapping[str, Any]]) -> Space:
     for setting, limits in narrowing.items():
         if setting not in one.settings.model_fields:
             raise UsageError(
@@ -119,8 +142,21 @@ def _domains(one: Pass, case: Case, narrowing: Mapping[str, Mapping[str, Any]]) 
                 way_out=nearest(setting, one.settings.model_fields),
             )
         base = found.get(setting, Domain()).model_dump(exclude_defaults=True)
-        found[setting] = Domain.model_validate(base | dict(limits))
+        found[setting] = _checked(one.name, setting, Domain.model_validate(base | dict(limits)))
     return found
+
+
+def _checked(name: str, setting: str, domain: Domain) -> Domain:
+    """Refuse a domain that is empty or holds what the pass does not take."""
+    low, high = domain.low, domain.high
+    if low is not None and high is not None and low > high:
+        raise UsageError(f"the domain of {name}.{setting} is empty: {low:g} to {high:g}",
+                         value=low, way_out="give a low at or below the high")  # fmt: skip
+    ends = domain.choices or tuple(end for end in (low, high) if end is not None)
+    for end in ends:
+        value = int(end) if domain.integer and isinstance(end, float) else end
+        registry.settings_of(name, {setting: value})
+    return domain
 
 
 def _middle(domain: Domain) -> Scalar:
@@ -131,6 +167,16 @@ def _middle(domain: Domain) -> Scalar:
     if domain.step:
         middle = low + round((middle - low) / domain.step) * domain.step
     return round(middle) if domain.integer else middle
+
+
+def _nearest(domain: Domain | None, value: Scalar) -> Scalar:
+    if domain is None or _holds(domain, value):
+        return value
+    if domain.choices is not None or isinstance(value, str) or value is None:
+        return _middle(domain)
+    high = domain.high if domain.high is not None and value > domain.high else domain.low
+    assert high is not None  # a value outside lies beyond one of the two
+    return round(high) if domain.integer else high
 
 
 def _holds(domain: Domain, value: Scalar) -> bool:

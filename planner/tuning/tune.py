@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,13 +17,14 @@ from planner.trials.supervisor import Supervisor
 from planner.tuning.certificate import Certification
 from planner.tuning.choose import fastest, incumbent
 from planner.tuning.conclude import certificate, evidence, page_path, policy_path, rounds_of_trial
-from planner.tuning.estimate import reserve
+from planner.tuning.estimate import estimate, reserve
 from planner.tuning.noise import Noise, measure_noise, resolve
 from planner.tuning.policies import Conclusion, make_policy
 from planner.tuning.race import Race
 from planner.tuning.request import TuneRequest, TuneResult, goal_slug
 from planner.tuning.search import Search
 from planner.tuning.session import Progress, Session, study_folder
+from planner.units import format_seconds
 
 
 def run(
@@ -82,6 +84,7 @@ class Tuning:
         self._say_plan(noise)
         search = Search(self.session, self.race, self.graph, goal, noise, self.progress)
         reserve = self.reserve(noise)
+        self._refuse_too_short(noise, reserve)
         ended = search.run(lambda: self._left(search, reserve))
         self.progress.say(f"search ended: {ended}; best: {search.best()}")
         if incumbent(self.session.trials(), goal, noise.reference_seconds) is None:
@@ -93,6 +96,21 @@ class Tuning:
         """Return the seconds that are kept for the certificate and what follows it."""
         batch = self.worker.case.workload.batch_size
         return reserve(self.request, noise.reference_seconds, batch)
+
+    def _refuse_too_short(self, noise: Noise, reserve: float) -> None:
+        """Refuse a search time in which not even one plan can be tried and certified."""
+        batch = self.worker.case.workload.batch_size
+        counts = estimate(self.request, noise.reference_seconds, batch)
+        needed = counts["baseline_seconds"] + counts["trial_seconds"] + reserve
+        if self.session.trials() or self.request.search_seconds >= needed:
+            return
+        asked = format_seconds(self.request.search_seconds)
+        raise UsageError(
+            f"{asked} are too short to try one plan and certify it; an untouched call takes "
+            f"{noise.reference_seconds:.1f} s here",
+            value=asked,
+            way_out=f"give --search-time {math.ceil(1.1 * needed)}s or more with --resume",
+        )
 
     def _left(self, search: Search, reserve: float) -> float:
         total = self.request.search_seconds
@@ -115,7 +133,8 @@ class Tuning:
             assert found is not None
             rounds = rounds_of_trial(found[0])
             plan = found[0].plan
-            facts = evidence(plan, rounds, noise, goal, trials, None)
+            search.bought(plan)
+            facts = evidence(plan, rounds, noise, goal, self.session.trials(), None)
             return Conclusion(plan=plan, status="measured", goal=goal, evidence=facts)
         tests = Certification(self.session, self.worker, self.race, goal, noise, self.progress)
         verdicts, rounds = tests.run()
@@ -152,7 +171,9 @@ class Tuning:
             memory=facts.memory_tuned, trials=len(trials),
             failed_trials=sum(t.outcome.kind == "failed" for t in trials),
             seconds=round(elapsed, 1),
-            share_in_pipeline=round(self.worker.pipeline_seconds / max(elapsed, 1e-9), 3),
+            share_in_pipeline=round(
+                self.worker.pipeline_seconds / max(self.session.this_run, 1e-9), 3
+            ),
             overhead_seconds_per_trial=round(
                 self.worker.overhead_seconds / max(1, len(trials)), 2
             ),

@@ -17,7 +17,7 @@ import inspect
 import os
 import shutil
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from planner.case.case import Case
 from planner.case.telemetry import Telemetry
@@ -42,7 +42,7 @@ MOST_GRAPHS = 64
 class CompileBlocksSettings(Settings):
     """How hard to try."""
 
-    mode: str = knob(
+    mode: Literal["default", "max-autotune-no-cudagraphs"] = knob(
         "default", "torch.compile's mode",
         choices=("default", "max-autotune-no-cudagraphs"),
     )  # fmt: skip

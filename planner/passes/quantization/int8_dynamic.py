@@ -18,7 +18,7 @@ quantization guide (reduce_range on AVX2).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from planner.case.case import Case
 from planner.case.telemetry import Telemetry
@@ -43,7 +43,7 @@ from planner.passes.base import (
 class Int8DynamicSettings(Settings):
     """Which layers, and by which kernel."""
 
-    scope: str = knob(
+    scope: Literal["blocks", "attention", "feed_forward"] = knob(
         "blocks", "which of the blocks' linear layers",
         choices=("blocks", "attention", "feed_forward"),
     )  # fmt: skip
@@ -51,7 +51,9 @@ class Int8DynamicSettings(Settings):
         0, "blocks at each end of the stack that keep their precision", low=0, high=2, step=1,
         least=0, most=1000,
     )  # fmt: skip
-    engine: str = knob("auto", "kernel: auto, fbgemm, onnxruntime or torchao")
+    engine: Literal["auto", "fbgemm", "onnxruntime", "torchao"] = knob(
+        "auto", "kernel; auto takes the first that this device has"
+    )
 
 
 def chosen(path: str, settings: Int8DynamicSettings) -> bool:
