@@ -1,8 +1,9 @@
 """What a policy costs over the same calls written by hand: `python reports/overhead.py`.
 
-Writes overhead.md beside itself. Two measurements in interleaved rounds: the pipeline of `shapes`
-with a stubbed denoiser, where nothing but bookkeeping is left, and the whole pipeline. The plan is
-fewer steps with diffusers' first-block cache, which can be written by hand in two lines.
+Writes overhead.md beside itself. Three measurements in interleaved rounds: the pipeline of `shapes`
+with a stubbed denoiser, where nothing but bookkeeping is left; with stubbed blocks, where hooks on
+the blocks work too; and the whole pipeline. The plan is fewer steps with diffusers' first-block
+cache, which can be written by hand in two lines.
 """
 
 from __future__ import annotations
@@ -95,17 +96,25 @@ def main() -> None:
     case = case_of(pipe, source, workload)
     call = dict(workload.call)
     whole = rounds(by_policy(pipe, case, True), by_hand(pipe, call, True), args.rounds)
-    forward = pipe.transformer.forward
-    pipe.transformer.forward = lambda hidden_states, **_: (torch.zeros_like(hidden_states),)
+    transformer = pipe.transformer
+    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
+        block.forward = lambda hidden_states, encoder_hidden_states, *_, **__: (
+            encoder_hidden_states, hidden_states
+        )  # fmt: skip
+    hooked = rounds(by_policy(pipe, case, True), by_hand(pipe, call, True), args.stubbed_rounds)
+    transformer.forward = lambda hidden_states, **_: (torch.zeros_like(hidden_states),)
     stub = rounds(by_policy(pipe, case, False), by_hand(pipe, call, False), args.stubbed_rounds)
-    pipe.transformer.forward = forward
     forwards = STEPS * workload.forwards_per_step
-    extra = [(ours - hand) / forwards * 1e6 for ours, hand in stub]
+
+    def more(pairs: list[tuple[float, float]]) -> str:
+        return interval([(ours - hand) / forwards * 1e6 for ours, hand in pairs])
+
     ratio = [ours / hand for ours, hand in whole]
     text = REPORT.format(
         device=case.device.name, threads=case.device.threads, python=platform.python_version(),
         torch=torch.__version__, steps=STEPS, threshold=THRESHOLD, forwards=forwards,
-        stubbed=len(stub), extra=interval(extra), call=interval([o * 1e3 for _, o in stub]),
+        stubbed=len(stub), extra=more(stub), hooked=more(hooked),
+        call=interval([hand * 1e3 for _, hand in stub]),
         whole=len(whole), ratio=interval(ratio), command=f"python {Path(__file__).parent.name}/"
         f"{Path(__file__).name} --stubbed-rounds {args.stubbed_rounds} --rounds {args.rounds}",
     )  # fmt: skip
@@ -122,6 +131,8 @@ A policy's calls against the same calls written by hand, in interleaved rounds, 
 | what | plan | rounds | result |
 |---|---|--:|---|
 | stubbed denoiser, microseconds more a forward | `steps({steps})` | {stubbed} | {extra} |
+| stubbed blocks, microseconds more a forward | `steps({steps})`, `first_block_cache({threshold})` \
+| {stubbed} | {hooked} |
 | stubbed denoiser, milliseconds a call by hand, {forwards} forwards | | {stubbed} | {call} |
 | whole pipeline, policy over by hand | `steps({steps})`, `first_block_cache({threshold})` \
 | {whole} | {ratio} |

@@ -99,7 +99,9 @@ class Fake:
             "case": case().model_dump(mode="json"), "request": asked,
             "command": "planner tune --budget 2s", "started": "2026-11-20T10:00:00+00:00",
             "versions": {"diffusers": "0.42.1"}, "excluded": EXCLUDED,
-            "advice": ["4 of 6 passes are legal here"],
+            "legal": ["steps", "guidance_interval", "tea_cache", "first_block_cache",
+                      "prompt_embedding_cache"],
+            "clashes": [["first_block_cache", "tea_cache", "both reuse steps (a paper)"]],
         })  # fmt: skip
         self.noise = Noise(
             reference_seconds=REFERENCE, spread=0.021, lpips=0.0003, lpips_p95=0.0006,

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,13 @@ import pytest
 
 from planner.case.goal import Goal
 from planner.errors import UsageError
+from planner.plans.plan import Plan
 from planner.policy.file import PolicyFile
 from planner.reporting import words
 from planner.reporting.findings import read_findings
 from planner.reporting.front_picture import front_picture
 from planner.reporting.page import render, write_page
+from planner.reporting.unused import unused
 from planner.reporting.verdict import headline
 from tests.page_study import (
     EXCLUDED,
@@ -118,6 +121,24 @@ def test_the_verdict_states_the_policys_figures(html: str, study: Any) -> None:
 def test_every_rejected_pass_gives_its_sentence(html: str) -> None:
     text = read(html).text
     assert all(sentence in text for sentence in EXCLUDED.values())
+
+
+def test_every_legal_pass_that_the_plan_lacks_says_why(html: str) -> None:
+    text = read(html).text
+    assert "both reuse steps (a paper)" in text
+    assert "in no plan that was tried" in text
+
+
+def test_a_pass_that_was_tried_and_left_out_names_the_best_plan_with_it(tmp_path: Path) -> None:
+    fake = Fake(tmp_path)
+    fake.search()
+    worse = Plan.of({"first_block_cache": {"threshold": 0.3}})
+    fake.trial(worse, 0.5, 0.2, "sampler")
+    found = replace(read_findings(tmp_path, None), facts={"legal": ["first_block_cache", "steps"]})
+    said = unused(found)
+    assert set(said) == {"first_block_cache"}
+    assert said["first_block_cache"].startswith(f"in 1 trial; best with it: {worse}, ")
+    assert said["first_block_cache"].endswith("outside the limits or stopped early")
 
 
 def test_failed_and_lost_trials_are_listed_with_their_reason(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def command(
     Exit codes: 0 done, 2 usage, 3 no plan meets the goal, 4 not certified, 6 invalid file,
     7 interrupted (--resume goes on).
     """
-    from planner.errors import UsageError
+    from planner.errors import NoPlanMeetsGoal, NotCertified, UsageError
     from planner.tuning.prepare import dry_run as estimate
     from planner.tuning.prepare import prepare
 
@@ -79,7 +79,14 @@ def command(
             return
         from planner.reporting.tuned import tune_and_report
 
-        result = tune_and_report(request, bar, resume=resume, fresh=fresh)
+        try:
+            result = tune_and_report(request, bar, resume=resume, fresh=fresh)
+        except (NoPlanMeetsGoal, NotCertified) as error:
+            if as_json:
+                status = "none" if isinstance(error, NoPlanMeetsGoal) else "not certified"
+                emit_json({"status": status, "policy": None, "error": error.what,
+                           "way_out": error.way_out})  # fmt: skip
+            raise
     if as_json:
         emit_json(result.model_dump(mode="json"))
     else:

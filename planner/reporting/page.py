@@ -22,6 +22,7 @@ from planner.reporting.draw_parts import Bar, Guide, draw_bars, draw_dots, draw_
 from planner.reporting.findings import Findings, read_findings
 from planner.reporting.pictures import Pairs, legend, pairs
 from planner.reporting.svg import HALF, both
+from planner.reporting.unused import unused
 from planner.reporting.verdict import headline, summary
 from planner.tuning.score import AIM
 
@@ -52,7 +53,7 @@ def render(found: Findings, images: Path) -> str:
         figures=_figures(found), trials=tables.trial_rows(found),
         finalists=tables.finalist_rows(found), certificate=tables.certificate_facts(found),
         bought=tables.bought_rows(found), groups=tables.environment(found),
-        excluded=dict(found.facts.get("excluded", {})), advice=found.facts.get("advice", []),
+        excluded=dict(found.facts.get("excluded", {})), unused=unused(found),
     )  # fmt: skip
 
 

@@ -32,12 +32,16 @@ class Load(Noun):
 
 
 class PutOn(Noun):
-    """Ask for a plan to be put on in place of the one before, calibrated where need be."""
+    """Ask for a plan to be put on in place of the one before, calibrated where need be.
+
+    `settle` asks for more calls than one, until two of them agree.
+    """
 
     kind: Literal["put_on"] = "put_on"
     plan: Plan
     artifacts: dict[str, dict[str, Any]] = {}
     prompts: tuple[Prompt, ...]
+    settle: bool = False
 
 
 class Render(Noun):

@@ -16,7 +16,7 @@ from planner.case.workload import Workload
 from planner.errors import PlannerError, TrialFailed
 from planner.hooks.clock import StepClock
 from planner.measure.images import check_images, load_png, save_png, to_pixels
-from planner.measure.timing import timed
+from planner.measure.timing import timed, warm
 from planner.passes import registry
 from planner.passes.base import Artifact, Context, Render
 from planner.plans.plan import BASELINE, Plan, PlannedPass
@@ -69,9 +69,13 @@ class Renderer:
         gc.freeze()  # what is loaded stays: no later collection need look at it
         self._first_peak = 0
 
-    def put(self, plan: Plan, artifacts: Mapping[str, Artifact], prompts: Sequence[Prompt]) -> Put:
+    def put(
+        self, plan: Plan, artifacts: Mapping[str, Artifact], prompts: Sequence[Prompt],
+        settle: bool = False,
+    ) -> Put:  # fmt: skip
         """Put a plan on in place of the one before, calibrate what has no artifact, run once.
 
+        To `settle`, it is run until two calls agree.
         Raises `TrialFailed` with stage calibrate, apply, warm, guard, observe or memory.
         """
         self._take_off()
@@ -83,8 +87,11 @@ class Renderer:
             handle = put_on(self._pipeline, plan, self.case, known, self._memo)
         applied = time.perf_counter()
         self._handle = handle
-        seconds, _ = self._candidate_call(handle, self._batches(prompts)[0], "warm")
+        batch = self._batches(prompts)[0]
+        seconds, _ = self._candidate_call(handle, batch, "warm")
         self._first_peak = self._backend.peak_bytes()
+        if settle:
+            warm(lambda: self._candidate_call(handle, batch, "warm"), self._backend)
         return Put(
             apply_seconds=applied - calibrated, calibrate_seconds=calibrated - began,
             first_call_seconds=seconds, artifacts=known, reversible=reversible(plan),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -72,6 +73,7 @@ class Supervisor:
         self._current: _Current | None = None
         self._on = False
         self._counting = False
+        self._scratch = tempfile.TemporaryDirectory(prefix="planner-")
 
     @property
     def pid(self) -> int | None:
@@ -84,17 +86,25 @@ class Supervisor:
         artifacts: Mapping[str, Artifact],
         prompts: Sequence[Prompt],
         deadline: float,
+        *,
+        as_deployed: bool = False,
     ) -> Put:
         """Put a plan on in place of the one before, and run it once on the first prompts.
 
+        `as_deployed` does so in a fresh worker in which nothing has been compiled or packed yet,
+        and runs it until two calls agree: what it then says of starting up holds for a user.
         Passes that calibrate and have no artifact given learn one from all the prompts.
         Raises `TrialFailed`; after `deadline` seconds (a restart does not count) with stage
         timeout.
         """
-        if self._on and self._current is not None and not self._current.put.reversible:
+        spoiled = self._on and self._current is not None and not self._current.put.reversible
+        if spoiled or as_deployed:
             self._stop()
         self._current = None
-        put = self._put(plan, artifacts, tuple(prompts), deadline)
+        if as_deployed:
+            compiled = tempfile.mkdtemp(dir=self._scratch.name)
+            self._environment |= {"TORCHINDUCTOR_CACHE_DIR": compiled}
+        put = self._put(plan, artifacts, tuple(prompts), deadline, settle=as_deployed)
         self._current = _Current(plan, tuple(prompts), deadline, put)
         return put
 
@@ -131,6 +141,7 @@ class Supervisor:
         trace: TracebackType | None,
     ) -> None:
         self._stop()
+        self._scratch.cleanup()
 
     def _prepare(self, which: Which) -> WorkerProcess:
         """Return a worker in the state that a render needs."""
@@ -150,9 +161,10 @@ class Supervisor:
         artifacts: Mapping[str, Artifact],
         prompts: tuple[Prompt, ...],
         deadline: float,
+        settle: bool = False,
     ) -> Put:
         given = {name: dict(artifact) for name, artifact in artifacts.items()}
-        request = PutOn(plan=plan, artifacts=given, prompts=prompts)
+        request = PutOn(plan=plan, artifacts=given, prompts=prompts, settle=settle)
         process = self._ready()
         self._on = False
         with self._overhead():

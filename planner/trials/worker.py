@@ -69,7 +69,9 @@ class Worker:
         if self._renderer is None:
             raise PlannerError("no pipeline is loaded", way_out="send a load request first")
         if isinstance(request, PutOn):
-            return self._renderer.put(request.plan, request.artifacts, request.prompts)
+            return self._renderer.put(
+                request.plan, request.artifacts, request.prompts, settle=request.settle
+            )
         samples = self._renderer.render(request.which, request.prompts, request.save)
         return Rendered(samples=tuple(samples))
 

@@ -6,6 +6,7 @@ from planner.case.goal import Goal
 from planner.case.prompts import Prompt, Sample, by_call
 from planner.errors import TrialFailed
 from planner.plans.plan import Plan
+from planner.trials.protocol import Put
 from planner.trials.supervisor import Supervisor
 from planner.tuning.certify import Rounds, Verdict, alpha_each, certify
 from planner.tuning.choose import finalists
@@ -15,7 +16,10 @@ from planner.tuning.session import Progress, Session, openings
 
 
 class Certification:
-    """Tests the finalists of one study; every finished round is in the ledger."""
+    """Tests the finalists of one study; every finished round is in the ledger.
+
+    `put` says how the last tested finalist started up; None where an earlier run tested it.
+    """
 
     def __init__(
         self, session: Session, worker: Supervisor, race: Race, goal: Goal, noise: Noise,
@@ -25,6 +29,7 @@ class Certification:
         self.goal, self.noise, self.progress = goal, noise, progress
         self._deadline = 120 + 8 * noise.reference_seconds
         self._on: Plan | None = None
+        self.put: Put | None = None
         self.plans, self.openings = self._fixed()
 
     def run(self) -> tuple[list[Verdict], Rounds]:
@@ -77,7 +82,9 @@ class Certification:
         if done is not None and beside is not None:
             return done, beside
         if self._on != plan:
-            again_if_it_died(lambda: self.race.put(plan, self.noise.reference_seconds))
+            self.put = again_if_it_died(
+                lambda: self.race.put(plan, self.noise.reference_seconds, as_deployed=True)
+            )
             self._on = plan
         images = self.session.images
         known = all(reference_image(images, prompt).exists() for prompt in call)

@@ -14,6 +14,7 @@ from planner.case.prompts import Sample
 from planner.measure.lpips import IMPLEMENTATION
 from planner.measure.statistics import mean_upper, median_upper, quantile, share_lower
 from planner.plans.plan import Plan
+from planner.trials.protocol import Put
 from planner.trials.trial import Trial
 from planner.tuning.certify import ALPHA, Rounds, Verdict
 from planner.tuning.noise import Noise
@@ -35,22 +36,26 @@ _LEVEL = 0.95
 
 def evidence(
     plan: Plan, rounds: Rounds, noise: Noise, goal: Goal, trials: Sequence[Trial],
-    certificate: Certificate | None, level: float = _LEVEL,
+    certificate: Certificate | None, level: float = _LEVEL, put: Put | None = None,
 ) -> Evidence:  # fmt: skip
-    """Return the figures of a plan from its interleaved rounds; `level` is the bounds' level."""
-    measured = _last_measured(plan, trials)
+    """Return the figures of a plan from its interleaved rounds; `level` is the bounds' level.
+
+    Starting up is taken from `put`, else from the plan's trial, whose worker may have compiled
+    or packed the same before.
+    """
+    began = put or _last_measured(plan, trials)
     peak = max(sample.memory_bytes for sample in rounds.candidate)
     latency = _latency(rounds, noise, goal, level if certificate else None)
     saved = latency.baseline.value - latency.tuned.value
-    start = measured.apply_seconds + max(0.0, measured.first_call_seconds - latency.tuned.value)
+    start = began.apply_seconds + max(0.0, began.first_call_seconds - latency.tuned.value)
     return Evidence(
         latency=latency,
         lpips=_distance(rounds.lpips, noise, goal, level),
         memory_baseline=Quantity(value=noise.memory_bytes, unit="bytes"),
         memory_tuned=Quantity(value=peak, upper=peak, unit="bytes"),
         load_seconds=round(noise.load_seconds, 3),
-        apply_seconds=round(measured.apply_seconds, 3),
-        first_call_seconds=round(measured.first_call_seconds, 3),
+        apply_seconds=round(began.apply_seconds, 3),
+        first_call_seconds=round(began.first_call_seconds, 3),
         pays_off_after_images=math.ceil(start / saved) if saved > 0 else None,
         statistics=rounds.candidate[-1].statistics,
         expected_hit_rates=hit_rates(rounds.candidate),

@@ -62,11 +62,13 @@ class Race:
         except TrialFailed as error:
             return Failed(stage=error.stage, reason=error.what, evidence=str(error.value or ""))
 
-    def put(self, plan: Plan, reference_seconds: float) -> Put:
+    def put(self, plan: Plan, reference_seconds: float, *, as_deployed: bool = False) -> Put:
         """Put a plan on in the worker, calibrating what has not been calibrated."""
         deadline = 300 + 10 * reference_seconds
         # Warmed on the last call: the first timed one must meet a prompt that no cache has seen.
-        put = self._worker.put(plan, self._artifacts(plan), self.calls[-1], deadline)
+        put = self._worker.put(
+            plan, self._artifacts(plan), self.calls[-1], deadline, as_deployed=as_deployed
+        )
         self._learned(plan, put.artifacts)
         return put
 

@@ -85,7 +85,10 @@ class Tuning:
         search = Search(self.session, self.race, self.graph, goal, noise, self.progress)
         reserve = self.reserve(noise)
         self._refuse_too_short(noise, reserve)
-        ended = search.run(lambda: self._left(search, reserve))
+        if self.session.ledger.bodies("finalists"):
+            ended = "its finalists were fixed in an earlier run"
+        else:
+            ended = search.run(lambda: self._left(search, reserve))
         self.progress.say(f"search ended: {ended}; best: {search.best()}")
         if incumbent(self.session.trials(), goal, noise.reference_seconds) is None:
             raise self._nothing_found(noise, goal)
@@ -145,7 +148,7 @@ class Tuning:
         facts = evidence(
             passed.plan, rounds, noise, goal, self.session.trials(),
             certificate(verdicts, tests.plans, self.request.split, tests.openings),
-            level=1 - passed.alpha_each,
+            level=1 - passed.alpha_each, put=tests.put,
         )  # fmt: skip
         return Conclusion(plan=passed.plan, status="certified", goal=goal, evidence=facts)
 
@@ -215,6 +218,8 @@ def _facts(request: TuneRequest, graph: Graph) -> dict[str, Any]:
         "command": request.command,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "excluded": dict(graph.excluded),
+        "legal": [one.name for one in graph.legal],
+        "clashes": [[c.a, c.b, str(c)] for c in graph.clashes if c.verdict == "breaks"],
         "versions": dict(graph.case.device.libraries),
     }
 
