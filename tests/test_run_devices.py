@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from planner.errors import UsageError
 from planner.run.devices.base import backend
+from planner.run.devices.cpu import use_threads_of
 from planner.run.devices.cuda import available
 from planner.run.devices.fake import FakeBackend
 
@@ -29,6 +31,25 @@ def test_peak_memory_rises_with_an_allocation_and_falls_with_the_next_measuremen
     large = cpu.peak_bytes()
     cpu.reset_peak()
     assert large >= cpu.peak_bytes() + 2**26 > 2**26
+
+
+def test_commands_take_a_policys_threads_unless_the_environment_names_some(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = torch.get_num_threads()
+    measured = backend("cpu").describe().model_copy(update={"threads": 1})
+    try:
+        torch.set_num_threads(2)
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        use_threads_of(measured)
+        assert torch.get_num_threads() == 2
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        use_threads_of(measured.model_copy(update={"kind": "cuda"}))
+        assert torch.get_num_threads() == 2
+        use_threads_of(measured)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("kind", ["cpuu", "tpu", "cpu:1", "cuda:x"])

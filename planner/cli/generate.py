@@ -36,8 +36,10 @@ def command(
     source = policy.source(model, **where)
 
     from planner.policy.generate import generate
+    from planner.run.devices.cpu import use_threads_of
     from planner.run.pipeline import load_pipeline
 
+    use_threads_of(policy.file.case.device)
     pipe = load_pipeline(source)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", PolicyWarning)

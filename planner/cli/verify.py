@@ -49,8 +49,10 @@ def command(
     source = policy.source(model, **where)
 
     from planner.policy.verify import prompts_for, verify
+    from planner.run.devices.cpu import use_threads_of
     from planner.run.pipeline import load_pipeline
 
+    use_threads_of(policy.file.case.device)
     chosen = prompts_for(policy, texts, prompts or rounds * policy.file.case.workload.batch_size)
     found = verify(policy, load_pipeline(source), chosen, rounds=rounds, say=say)
     if as_json:

@@ -100,7 +100,7 @@ def _device(policy: Device, live: Device) -> Iterator[str]:
     pairs = {
         "on {}": (policy.name, live.name),
         "with driver {}": (policy.driver or "none", live.driver or "none"),
-        "with {} threads": (policy.threads, live.threads),
+        "with {} threads (torch.set_num_threads)": (policy.threads, live.threads),
         "with instruction sets {}": (_listed(policy.features), _listed(live.features)),
     }
     for words, (theirs, ours) in pairs.items():

@@ -16,6 +16,17 @@ _INTERESTING = frozenset({
 _GRAIN = 2**26
 
 
+def use_threads_of(device: Device) -> None:
+    """Compute on as many threads as a CPU that was measured, unless OMP_NUM_THREADS says otherwise.
+
+    For commands, which own their process; a library leaves torch's threads to its caller.
+    """
+    import torch
+
+    if device.kind == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(device.threads, os.cpu_count() or 1))
+
+
 class CpuBackend:
     """Runs on the CPU with torch's own number of threads.
 
