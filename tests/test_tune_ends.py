@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from planner.case.goal import Goal
+from planner.cli.main import run as main
 from planner.errors import Interrupted, NoPlanMeetsGoal, NotCertified, PlannerError, UsageError
 from planner.reporting.tuned import tune_and_report
 from planner.run.devices.base import backend
@@ -134,3 +136,19 @@ def test_an_unwritable_output_folder_ends_in_one_sentence(tmp_path: Path) -> Non
     with pytest.raises(UsageError, match="cannot write to") as caught:
         run(request(tmp_path / "file", Goal(budget_seconds=2.0)), Listener())
     assert "--out" in caught.value.way_out
+
+
+def test_an_unreached_goal_is_a_json_document_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompts.txt").write_text("\n".join([*TEXTS, "a star", "a circle"]))
+    code = main([
+        "tune", "tests.tiny:tiny_flux", "--path", str(ROOT), "--budget", "1ms", "--trials", "1",
+        "--prompts", str(tmp_path / "prompts.txt"), "--out", str(tmp_path), "--no-certify",
+        "--json", "--height", "64", "--width", "64", "--steps", "9", "--guidance", "1",
+        "--device", "cpu", "--without", "compile_blocks", "--without", "int8_dynamic",
+    ])  # fmt: skip
+    said = capsys.readouterr()
+    document = json.loads(said.out)
+    assert code == 3 and document["status"] == "none" and document["policy"] is None
+    assert "the fastest seen is" in document["error"] and document["way_out"] in said.err

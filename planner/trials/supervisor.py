@@ -50,6 +50,7 @@ class Supervisor:
     """
 
     case: Case
+    _scratch: tempfile.TemporaryDirectory[str]
 
     def __init__(
         self,
@@ -73,7 +74,6 @@ class Supervisor:
         self._current: _Current | None = None
         self._on = False
         self._counting = False
-        self._scratch = tempfile.TemporaryDirectory(prefix="planner-")
 
     @property
     def pid(self) -> int | None:
@@ -132,6 +132,7 @@ class Supervisor:
 
     def __enter__(self) -> Self:
         self._ready()
+        self._scratch = tempfile.TemporaryDirectory(prefix="planner-")
         return self
 
     def __exit__(

@@ -33,9 +33,9 @@ class Recipe:
     minutes: float = 75.0
     batch: int = 16
     rate: float = 8e-4
-    ema: float = 0.997
+    ema: float = 0.998
     first_pool: int = 1000
-    fresh: int = 3
+    fresh: int = 2
     shallow: float = 0.4
     seed: int = 0
     save_minutes: float = 5.0
