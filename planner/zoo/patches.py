@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -24,8 +25,12 @@ _FIRST = 5 * 10**8
 
 def pictures(first: int, count: int, split: str = "train") -> Tensor:
     """Return `count` pictures from scene seed `first` on, (count, 3, 128, 128) in [-1, 1]."""
-    stack = np.stack([scene(split, first + i).image() for i in range(count)])
-    return torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return as_tensor([scene(split, first + i).image() for i in range(count)])
+
+
+def as_tensor(images: list[NDArray[np.uint8]]) -> Tensor:
+    """Return RGB pictures (height, width, 3) as one tensor (n, 3, height, width) in [-1, 1]."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def patches(images: Tensor) -> Tensor:
