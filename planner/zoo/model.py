@@ -77,8 +77,9 @@ class Denoiser(nn.Module):
     @property
     def middle(self) -> nn.Module:
         """The block half-way through the transformer."""
-        blocks = self.transformer.single_transformer_blocks
-        return blocks[max(0, (len(blocks) - len(self.transformer.transformer_blocks)) // 2 - 1)]
+        double = self.transformer.transformer_blocks
+        single: nn.ModuleList = self.transformer.single_transformer_blocks
+        return single[max(0, (len(single) - len(double)) // 2 - 1)]
 
     def _keep_inner(self, block: nn.Module, args: object, out: tuple[Tensor, Tensor]) -> None:
         """Keep the image tokens (batch, 64, width) after the middle block, for what reads them."""

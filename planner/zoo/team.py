@@ -7,10 +7,11 @@ the operations of so small a model are too short to share among threads.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, multiprocessing
+from torch.multiprocessing.spawn import spawn
 
 _WAIT = 600.0
 """Seconds after which a partner that does not come counts as dead."""
@@ -22,8 +23,8 @@ class Team:
     def __init__(self, size: int = 1, gradients: int = 0) -> None:
         """Make room for the gradients of `size` members, `gradients` numbers each."""
         self.rank, self.size = 0, size
-        self._rows = torch.zeros(size, gradients).share_memory_()
-        self._clock = torch.zeros(1, dtype=torch.float64).share_memory_()
+        self._rows = _shared(size, gradients)
+        self._clock = _shared(1, dtype=torch.float64)
         self._barrier = multiprocessing.get_context("spawn").Barrier(size)
 
     def average(self, gradients: Iterable[Tensor], seconds: float) -> float:
@@ -35,16 +36,23 @@ class Team:
         if self.size == 1:
             return seconds
         mine = list(gradients)
-        row = self._rows[self.rank].split([g.numel() for g in mine])
+        sizes = [gradient.numel() for gradient in mine]
+        row = torch.split(self._rows[self.rank], sizes)
         torch._foreach_copy_(list(row), [g.flatten() for g in mine])
         if self.rank == 0:
             self._clock.fill_(seconds)
         self._barrier.wait(_WAIT)
-        mean = self._rows.mean(0).split([g.numel() for g in mine])
+        mean = torch.split(self._rows.mean(0), sizes)
         torch._foreach_copy_(mine, [m.view_as(g) for m, g in zip(mean, mine, strict=True)])
         agreed = float(self._clock.item())
         self._barrier.wait(_WAIT)  # nobody writes the next gradients before all have read these
         return agreed
+
+
+def _shared(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return zeros that child processes see and change."""
+    zeros: Any = torch.zeros(*size, dtype=dtype)
+    return cast(Tensor, zeros.share_memory_())
 
 
 def _member(rank: int, team: Team, work: Callable[..., None], args: tuple[Any, ...]) -> None:
@@ -55,4 +63,4 @@ def _member(rank: int, team: Team, work: Callable[..., None], args: tuple[Any, .
 
 def together(team: Team, work: Callable[..., None], *args: Any) -> None:
     """Run `work(team, *args)` in one single-threaded process a member; raise what one raised."""
-    multiprocessing.spawn(_member, (team, work, args), nprocs=team.size)
+    cast(Any, spawn)(_member, (team, work, args), nprocs=team.size)
