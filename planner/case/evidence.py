@@ -14,11 +14,13 @@ class Quantity(Noun):
 class Latency(Noun):
     """Seconds of a whole call, as a ratio to the untouched call times its reference seconds.
 
-    `holds_while_baseline_within` is the longest untouched call, in seconds, under which the
-    budget is still met on this device.
+    `noise_spread` is the relative half-width of the middle half of the untouched calls around
+    their median; `holds_while_baseline_within` the longest untouched call, in seconds, under
+    which the budget is still met on this device.
     """
 
     baseline: Quantity
+    noise_spread: float
     tuned: Quantity
     ratio: Quantity
     p90_seconds: float

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -16,11 +15,10 @@ from planner.cli.common import say
 def command(out: Path | None) -> None:
     """Print the JSON Schema (draft 7) of policy files, or write it to a file."""
     from planner.policy.atomic import replace
-    from planner.policy.file import schema
+    from planner.policy.file import schema_text
 
-    text = json.dumps(schema(), indent=2) + "\n"
     if out is None:
-        click.echo(text, nl=False)
+        click.echo(schema_text(), nl=False)
         return
-    replace(out, text.encode())
+    replace(out, schema_text().encode())
     say(f"wrote {out}")

@@ -62,7 +62,11 @@ def _evidence(evidence: Evidence) -> tuple[str, ...]:
 def _ratio(evidence: Evidence) -> str:
     ratio, baseline = evidence.latency.ratio, evidence.latency.baseline
     bound = "" if ratio.upper is None else f" (at most {ratio.upper:.4g})"
-    return f"ratio {ratio.value:.4g}{bound} to a reference of {format_seconds(baseline.value)}"
+    least = "" if baseline.upper is None else f"at most {format_seconds(baseline.upper)}, "
+    return (
+        f"ratio {ratio.value:.4g}{bound} to a reference of {format_seconds(baseline.value)} "
+        f"({least}half of all calls within ±{evidence.latency.noise_spread:.1%})"
+    )
 
 
 def _pays_off(evidence: Evidence) -> str:

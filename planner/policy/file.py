@@ -5,6 +5,7 @@ Reading executes nothing, needs no torch, and imports only the passes that the p
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -153,6 +154,11 @@ def schema() -> dict[str, Any]:
     found = draft7(Document, "A policy of planner")
     found["required"] = sorted({*found["required"], "apiVersion", "kind"})
     return found
+
+
+def schema_text() -> str:
+    """Return the schema as the text of its file."""
+    return json.dumps(schema(), indent=2) + "\n"
 
 
 def document(policy: PolicyFile) -> dict[str, Any]:

@@ -58,11 +58,9 @@ class Ledger:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = Lock(path)
             undo.callback(lock.release)
-            if path.exists():
-                if not fresh:
-                    way_out = "go on with it by --resume, or start over with --fresh"
-                    raise UsageError(f"a study already lies in {path}", value=str(path),
-                                     way_out=way_out)  # fmt: skip
+            if not fresh:
+                refuse_existing(path)
+            elif path.exists():
                 old = _spare(path, "old")
                 path.replace(old)
                 undo.callback(old.replace, path)
@@ -184,6 +182,13 @@ class Ledger:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise `UsageError` where a study lies already, which nobody has said to go on with."""
+    if path.exists():
+        way_out = "go on with it by --resume, or start over with --fresh"
+        raise UsageError(f"a study already lies in {path}", value=str(path), way_out=way_out)
 
 
 def _read(path: Path) -> bytes:

@@ -14,6 +14,9 @@ from planner.case.prompts import Sample
 from planner.measure.lpips import IMPLEMENTATION
 from planner.measure.statistics import mean_upper, median_upper, quantile, share_lower
 from planner.plans.plan import Plan
+from planner.policy.atomic import replace
+from planner.policy.file import PolicyFile, schema_text, write_policy
+from planner.policy.schema import NAME
 from planner.trials.protocol import Put
 from planner.trials.trial import Trial
 from planner.tuning.certify import ALPHA, Rounds, Verdict
@@ -45,8 +48,9 @@ def evidence(
     """
     began = put or _last_measured(plan, trials)
     peak = max(sample.memory_bytes for sample in rounds.candidate)
-    latency = _latency(rounds, noise, goal, level if certificate else None)
-    saved = latency.baseline.value - latency.tuned.value
+    latency = _latency(rounds, noise, goal, level, bounded=certificate is not None)
+    images = max(1, len(rounds.candidate[0].lpips))
+    saved = (latency.baseline.value - latency.tuned.value) / images
     start = began.apply_seconds + max(0.0, began.first_call_seconds - latency.tuned.value)
     return Evidence(
         latency=latency,
@@ -109,6 +113,15 @@ def hit_rates(samples: Sequence[Sample]) -> dict[str, tuple[float, float]]:
     }
 
 
+def write(policy: PolicyFile, path: Path) -> None:
+    """Write a policy where `policy_path` says, and the schema that its first line refers to.
+
+    Raises as `write_policy` does.
+    """
+    write_policy(policy, path)
+    replace(path.parents[2] / NAME, schema_text().encode())
+
+
 def policy_path(out: Path, label: str, device: str, slug: str) -> Path:
     """Return where a policy lies: <out>/policies/<model>/<device>/<goal>.yaml."""
     return out / "policies" / label / device / f"{slug}.yaml"
@@ -119,25 +132,30 @@ def page_path(out: Path, label: str, device: str, slug: str) -> Path:
     return out / "reports" / label / device / f"{slug}.html"
 
 
-def _latency(rounds: Rounds, noise: Noise, goal: Goal, level: float | None) -> Latency:
-    """Return the latency; without a level no bound, for bracketed calls are no rounds."""
+def _latency(rounds: Rounds, noise: Noise, goal: Goal, level: float, *, bounded: bool) -> Latency:
+    """Return the latency; the ratio `bounded` or not, for bracketed calls are no rounds."""
     reference = noise.reference_seconds
     ratios = rounds.ratios
-    ratio, upper = median(ratios), math.inf if level is None else median_upper(ratios, level)
-    bounded = upper if math.isfinite(upper) else None
+    ratio, upper = median(ratios), median_upper(ratios, level) if bounded else math.inf
     budget = goal.budget_seconds
     return Latency(
-        baseline=Quantity(value=_round(reference), unit="s"),
+        baseline=Quantity(value=_round(reference), unit="s",
+                          upper=_finite(median_upper(noise.seconds, level))),
+        noise_spread=_round(noise.spread),
         tuned=Quantity(value=_round(ratio * reference), unit="s",
-                       upper=None if bounded is None else _round(bounded * reference)),
-        ratio=Quantity(value=_round(ratio), unit="ratio",
-                       upper=None if bounded is None else _round(bounded)),
+                       upper=_finite(upper * reference)),
+        ratio=Quantity(value=_round(ratio), unit="ratio", upper=_finite(upper)),
         p90_seconds=_round(quantile(ratios, 0.9) * reference),
         rounds=len(ratios),
         holds_while_baseline_within=(
-            _round(budget / bounded) if budget is not None and bounded is not None else None
+            _round(budget / upper) if budget is not None and math.isfinite(upper) else None
         ),
     )  # fmt: skip
+
+
+def _finite(bound: float) -> float | None:
+    """Return a bound with the usual digits, or None where too few values give one."""
+    return _round(bound) if math.isfinite(bound) else None
 
 
 def _distance(
@@ -148,7 +166,7 @@ def _distance(
     cap = goal.max_lpips
     under = sum(value <= cap for value in values) if cap is not None else 0
     return Distance(
-        mean=Quantity(value=_round(fmean(values)), upper=_round(mean_upper(values, level)),
+        mean=Quantity(value=_round(fmean(values)), upper=_finite(mean_upper(values, level)),
                       unit="LPIPS"),
         q50=_round(quantile(values, 0.5)), q90=_round(quantile(values, 0.9)),
         worst=_round(max(values)), n=len(values), noise_floor=_round(noise.lpips),

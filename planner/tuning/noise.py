@@ -23,9 +23,9 @@ T = TypeVar("T")
 class Noise(Noun):
     """What two renderings of the same call differ by.
 
-    `reference_seconds` is the study's unit of latency: the median untouched call; `spread` the
-    relative half-width of half of all calls around it; `lpips` and `lpips_p95` the distance of
-    the second images to the first.
+    `reference_seconds` is the study's unit of latency: the median of `seconds`, those of all
+    untouched calls; `spread` the relative half-width of half of all calls around it; `lpips` and
+    `lpips_p95` the distance of the second images to the first.
     """
 
     reference_seconds: float
@@ -35,6 +35,7 @@ class Noise(Noun):
     memory_bytes: int
     load_seconds: float
     first_call_seconds: float
+    seconds: tuple[float, ...] = ()
 
 
 def measure_noise(
@@ -120,7 +121,7 @@ def _noise(session: Session, load_seconds: float, first_call: float) -> Noise:
     return Noise(
         reference_seconds=middle, spread=half / middle, lpips=fmean(again),
         lpips_p95=quantile(again, 0.95), memory_bytes=max(s.memory_bytes for s in samples),
-        load_seconds=load_seconds, first_call_seconds=first_call,
+        load_seconds=load_seconds, first_call_seconds=first_call, seconds=tuple(seconds),
     )  # fmt: skip
 
 

@@ -38,7 +38,8 @@ def make_policy(
     provenance = Provenance(
         planner=planner.__version__,
         time=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=request.command,
+        # As the study was begun: a resumed run's own command would ask for a study that exists.
+        command=session.ledger.study.get("command") or request.command,
         commit=commit(),
         seeds={"search": request.seed},
         prompts={

@@ -11,12 +11,12 @@ from typing import Any
 from planner.case.goal import Goal
 from planner.errors import Interrupted, NoPlanMeetsGoal, NotCertified, UsageError
 from planner.plans.graph import Graph, build
-from planner.policy.file import write_policy
 from planner.run.devices.base import backend
+from planner.trials.ledger import refuse_existing
 from planner.trials.supervisor import Supervisor
 from planner.tuning.certificate import Certification
 from planner.tuning.choose import fastest, incumbent
-from planner.tuning.conclude import certificate, evidence, page_path, policy_path, rounds_of_trial
+from planner.tuning.conclude import certificate, evidence, policy_path, rounds_of_trial, write
 from planner.tuning.estimate import estimate, reserve
 from planner.tuning.noise import Noise, measure_noise, resolve
 from planner.tuning.policies import Conclusion, make_policy
@@ -37,6 +37,8 @@ def run(
     """
     device = backend(request.source.device).describe()
     folder = study_folder(request, device)
+    if not (resume or fresh):  # before anything is loaded, which may take minutes
+        refuse_existing(folder / "ledger.jsonl")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -153,37 +155,41 @@ class Tuning:
         return Conclusion(plan=passed.plan, status="certified", goal=goal, evidence=facts)
 
     def _write(self, conclusion: Conclusion) -> TuneResult:
-        where = (self.request.out, self.request.label, self.worker.case.device.slug,
-                 goal_slug(self.request.goal))  # fmt: skip
-        path = policy_path(*where)
+        path = policy_path(self.request.out, self.request.label, self.worker.case.device.slug,
+                           goal_slug(self.request.goal))  # fmt: skip
         artifacts = self.session.artifacts(conclusion.plan)
         policy = make_policy(conclusion, self.worker.case, self.session, artifacts)
-        write_policy(policy, path)
-        result = self._result(conclusion, str(path), str(page_path(*where)))
+        write(policy, path)
+        result = self._result(conclusion, str(path))
         self._end(conclusion.status, result)
         return result
 
-    def _result(self, conclusion: Conclusion, policy: str, page: str) -> TuneResult:
+    def _result(self, conclusion: Conclusion, policy: str) -> TuneResult:
         facts = conclusion.evidence
         trials = self.session.trials()
         elapsed = self.session.elapsed
         return TuneResult(
-            status=conclusion.status, policy=policy, page=page, plan=str(conclusion.plan),
+            status=conclusion.status, policy=policy, page=None, plan=str(conclusion.plan),
             speedup=round(1 / facts.latency.ratio.value, 3), latency=facts.latency.tuned,
             lpips=facts.lpips.mean if facts.lpips else None, baseline=facts.latency.baseline,
             memory=facts.memory_tuned, trials=len(trials),
             failed_trials=sum(t.outcome.kind == "failed" for t in trials),
             seconds=round(elapsed, 1),
-            share_in_pipeline=round(
-                self.worker.pipeline_seconds / max(self.session.this_run, 1e-9), 3
-            ),
-            overhead_seconds_per_trial=round(
-                self.worker.overhead_seconds / max(1, len(trials)), 2
-            ),
+            **self._shares(),
         )  # fmt: skip
 
+    def _shares(self) -> dict[str, float]:
+        """Return the share of steady calls in this run's time, and the overhead of a trial."""
+        steady = self.worker.pipeline_seconds / max(self.session.this_run, 1e-9)
+        overhead = self.worker.overhead_seconds / max(1, len(self.session.trials()))
+        return {
+            "share_in_pipeline": round(steady, 3),
+            "overhead_seconds_per_trial": round(overhead, 2),
+        }
+
     def _end(self, status: str, result: TuneResult | None) -> None:
-        body: dict[str, Any] = {"status": status, "seconds": self.session.elapsed}
+        seconds = round(self.session.elapsed, 1)
+        body: dict[str, Any] = {"status": status, "seconds": seconds} | self._shares()
         if result is not None:
             body |= result.model_dump(mode="json")
         self.session.ledger.append("end", body)
