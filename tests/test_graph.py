@@ -1,5 +1,6 @@
 """What is legal together, in which order, and the sentence for what is not."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,19 @@ def test_seeds_hold_what_was_asked_for() -> None:
     graph = build(flux_case(), with_=["guidance_interval"])
     found = seeds(graph, graph.case, GOAL)
     assert found and all("guidance_interval" in plan for plan in found)
+
+
+@pytest.mark.parametrize(("name", "said"), [
+    ("graph.jpgg", "end it in .png, .svg or .pdf"), ("graph", "end it in .png"),
+    ("file/graph.png", "name a file that this user may write to"),
+])  # fmt: skip
+def test_a_picture_that_cannot_be_written_is_one_sentence(
+    tmp_path: Path, name: str, said: str
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UsageError, match=re.escape(said)) as caught:
+        build(flux_case()).picture(tmp_path / name)
+    assert caught.value.value == str(tmp_path / name)
 
 
 def test_the_picture_is_drawn_with_clashes_and_exclusions(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ def policy_stating(pipe: Any, ratio: float, lpips: float) -> Policy:
     """Return a policy of two steps that claims this ratio and mean LPIPS."""
     stated = some_evidence().model_dump()
     stated["latency"]["ratio"] = {"value": ratio, "upper": ratio, "unit": "ratio"}
+    stated["expected_hit_rates"] = {}
     stated["latency"]["holds_while_baseline_within"] = 1000.0
     stated["lpips"]["mean"] = {"value": lpips, "upper": lpips, "unit": "LPIPS"}
     case = tiny_case(pipe, num_inference_steps=6)
@@ -44,6 +45,23 @@ def test_a_policy_that_keeps_its_word_has_not_drifted(pipe: Any) -> None:
     assert found.lpips is not None and 0 < found.lpips.value < 1
     assert len(lines) == 4 and type(pipe).__call__ is not None
     assert found.as_json()["ratio"]["drifted"] is False
+
+
+def test_a_cache_that_reuses_other_than_expected_is_named_and_no_drift(pipe: Any) -> None:
+    policy = policy_stating(pipe, ratio=100.0, lpips=1.9)
+    case = tiny_case(pipe, num_inference_steps=10)
+    plan = Plan.of({"first_block_cache": {"threshold": 1.0}})
+    for low, named in ((0.0, False), (1.0, True)):
+        evidence = policy.file.evidence
+        assert evidence is not None
+        stated = evidence.model_copy(
+            update={"expected_hit_rates": {"first_block_cache": (low, 1.0)}}
+        )
+        file = a_policy(case=case, plan=plan, artifacts={}, evidence=stated)
+        found = verify(Policy(file, policy.path), pipe, PROMPTS[:2], rounds=1)
+        assert found.drifted == () and bool(found.unexpected) is named
+    assert found.unexpected[0].startswith("first_block_cache reuses ")
+    assert found.unexpected[0].endswith("the policy expects 100% to 100%")
 
 
 def test_a_policy_that_claims_too_much_has_drifted(pipe: Any) -> None:

@@ -69,13 +69,15 @@ def _facts(graph: Graph) -> dict[str, Any]:
 
 
 def _text(graph: Graph, why: bool) -> str:
+    from planner.tuning.prepare import worded
+
     rows = [
         (str(number), one.name, one.stage.name.lower().replace("_", " "), one.fidelity.value)
         for number, one in enumerate(graph.legal, 1)
     ]
     lines = [f"{graph.case.model.id} on {graph.case.device.name}", ""]
     lines += [table(("", "pass", "stage", "fidelity"), rows), ""]
-    lines += [_clash(clash) for clash in graph.clashes]
+    lines += [worded(clash) for clash in graph.clashes]
     if graph.excluded and why:
         lines += ["", "not legal here:"]
         lines += [f"  {line}" for line in graph.exclusions]
@@ -85,9 +87,3 @@ def _text(graph: Graph, why: bool) -> str:
     elif why:
         lines += ["", "every pass is legal here"]
     return "\n".join(lines)
-
-
-def _clash(clash: Any) -> str:
-    """Word a clash: what it means for a plan, then the sentence."""
-    verdict = "not together" if clash.verdict == "breaks" else clash.verdict
-    return f"{verdict}{'' if clash.always else ' with some settings'}: {clash}"

@@ -5,10 +5,12 @@ One unit of the drawing is one inch; boxes hide what passes behind them.
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
+from planner.errors import UsageError
 from planner.passes.base import Family, Fidelity, Pass, Stage
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ _FILLS = {
     Family.MEMORY: "#f1f5f9",
 }  # fmt: skip
 _BOX, _TALL, _COLUMN, _ROW = 2.2, 0.62, 3.0, 1.05
+_KINDS = ("png", "svg", "pdf")
 _MARGIN, _HEAD, _ARC, _LINE = 0.4, 1.15, 0.34, 0.19
 
 Places = dict[str, tuple[float, float]]
@@ -29,8 +32,13 @@ Places = dict[str, tuple[float, float]]
 def draw(graph: Graph, order: list[tuple[str, str]], path: Path) -> None:
     """Draw the graph; `order` are the edges between neighbouring stages.
 
-    The suffix of `path` chooses the format (png, svg, pdf); missing folders are made.
+    The suffix of `path` chooses the format (png, svg, pdf); missing folders are made. Raises
+    `UsageError` for another suffix and for a place that cannot be written to.
     """
+    kind = path.suffix.removeprefix(".").lower()
+    if kind not in _KINDS:
+        raise UsageError(f"cannot draw into {path}: its suffix names no picture format",
+                         value=str(path), way_out="end it in .png, .svg or .pdf")  # fmt: skip
     stages = sorted({one.stage for one in graph.legal})
     rows = max((sum(one.stage is s for one in graph.legal) for s in stages), default=1)
     width = max(len(stages), 3) * _COLUMN + 2 * _MARGIN - (_COLUMN - _BOX)
@@ -54,8 +62,18 @@ def draw(graph: Graph, order: list[tuple[str, str]], path: Path) -> None:
     for row, (text, weight) in enumerate(notes):
         axes.text(_MARGIN, foot - 0.3 - row * _LINE, text, fontsize=8.5, va="top", color=_INK,
                   weight=weight)  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    axes.figure.savefig(path, dpi=150, facecolor="white")
+    drawn = BytesIO()
+    axes.figure.savefig(drawn, format=kind, dpi=150, facecolor="white")
+    _write(path, drawn.getvalue())
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except OSError as error:
+        raise UsageError(f"cannot write {path} ({error.strerror})", value=str(path),
+                         way_out="name a file that this user may write to") from error  # fmt: skip
 
 
 def _paper(width: float, height: float) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, median
 from typing import Any, NamedTuple
 
@@ -49,7 +49,9 @@ class Verified(Noun):
     """What a policy does here and now: figures, what differs from its envelope, what drifted.
 
     `baseline_seconds` is the untouched call's median; `holds` whether it is within the time up
-    to which the policy keeps its budget (None: the policy states none).
+    to which the policy keeps its budget (None: the policy states none); `unexpected` names passes
+    that reuse more or less than they did in any call behind the policy, which alone breaks no
+    promise.
     """
 
     policy: str
@@ -61,6 +63,7 @@ class Verified(Noun):
     baseline_seconds: float
     holds: bool | None
     outside: tuple[str, ...]
+    unexpected: tuple[str, ...] = ()
     inert: dict[str, str]
     drifted: tuple[str, ...]
 
@@ -73,11 +76,12 @@ class Verified(Noun):
 
 
 class _Round(NamedTuple):
-    """Seconds with and without the plan, and the distance of each image."""
+    """Seconds with and without the plan, the distance of each image, and what passes reused."""
 
     tuned: float
     untouched: float
     lpips: tuple[float, ...]
+    hit_rates: dict[str, float]
 
 
 def prompts_for(policy: Policy, texts: Sequence[str], count: int) -> list[Prompt]:
@@ -137,6 +141,7 @@ def verify(
         policy=str(policy.path), plan=str(policy.plan), rounds=len(found), prompts=len(distances),
         ratio=latency, lpips=quality, baseline_seconds=untouched,
         holds=None if limit is None else untouched <= limit, outside=outside, inert=inert,
+        unexpected=_unexpected(evidence.expected_hit_rates, [each.hit_rates for each in found]),
         drifted=_drifted(latency, quality, inert),
     )  # fmt: skip
 
@@ -150,6 +155,25 @@ def _drifted(latency: Held, quality: Held | None, inert: dict[str, str]) -> tupl
             said.append(f"{name} is {held.value:.4g} here (at least {held.lower:.4g}); "
                         f"the policy states at most {limit:.4g}")  # fmt: skip
     return tuple(said)
+
+
+def _unexpected(
+    stated: Mapping[str, tuple[float, float]], seen: Sequence[Mapping[str, float]]
+) -> tuple[str, ...]:
+    """Return a sentence for every pass whose mean hit rate here is none that the policy expects."""
+    said = []
+    for name, (low, high) in stated.items():
+        rate = fmean(rates.get(name, 0.0) for rates in seen)
+        if not low <= rate <= high:
+            said.append(f"{name} reuses {rate:.0%} of its forwards here; the policy expects "
+                        f"{low:.0%} to {high:.0%}")  # fmt: skip
+    return tuple(said)
+
+
+def _hit_rates(handle: Handle) -> dict[str, float]:
+    """Return the share of forwards that each counting pass reused in the last call."""
+    rates = ((name, counters.get("hit_rate")) for name, counters in handle.stats.items())
+    return {name: float(rate) for name, rate in rates if isinstance(rate, int | float)}
 
 
 def _rounds(
@@ -175,7 +199,7 @@ def _rounds(
         (tuned, ours), (untouched, theirs) = results[_tuned], results[_untouched]
         fresh = index < len(batches)  # a prompt seen again tells nothing new about its distance
         distances = [lpips.distance(a, b) for a, b in zip(ours, theirs, strict=True) if fresh]
-        found.append(_Round(tuned, untouched, tuple(distances)))
+        found.append(_Round(tuned, untouched, tuple(distances), _hit_rates(handle)))
         say(f"round {index + 1}: {tuned:.3g} s with the plan, {untouched:.3g} s untouched")
     return found
 

@@ -14,12 +14,12 @@ from planner.case.workload import Workload
 from planner.catalog.reader import known as known_models
 from planner.catalog.reader import prompts_for, workload_for
 from planner.errors import UsageError, nearest
-from planner.plans.graph import build
-from planner.plans.seeds import seeds
+from planner.plans.graph import Clash, Graph, build
 from planner.run.devices.base import backend
 from planner.run.pipeline import PipelineSource
 from planner.trials.supervisor import Supervisor
 from planner.tuning.estimate import estimate
+from planner.tuning.experts import expert_plans
 from planner.tuning.prompts import read_prompts, split_file, split_lists
 from planner.tuning.request import Split, TuneRequest, goal_of
 from planner.tuning.session import Progress
@@ -77,7 +77,7 @@ def reference(asked: Mapping[str, Any]) -> tuple[PipelineSource, Workload]:
 
 
 def dry_run(request: TuneRequest, progress: Progress) -> dict[str, Any]:
-    """Say what a search would do: legal passes, exclusions, variables, seeds, estimated seconds.
+    """Say what a search would do: passes, clashes, stacks, variables, first plans, seconds.
 
     Loads the pipeline and times one untouched call; writes nothing.
     """
@@ -92,18 +92,21 @@ def dry_run(request: TuneRequest, progress: Progress) -> dict[str, Any]:
             seconds = worker.render("baseline", call, 3600.0, save=False)[0].seconds
             case = worker.case
     graph = build(case, with_=request.with_passes, without=request.without_passes)
+    variables = space(graph, case, request.domains)
+    first = expert_plans(request, graph, request.goal, variables, seconds)
     found = {
         "case": case.digest(),
         "legal": [one.name for one in graph.legal],
         "excluded": dict(graph.excluded),
+        "clashes": [clash._asdict() for clash in graph.clashes],
+        "stacks": graph.stacks(),
         "space": {
-            name: domain.model_dump(exclude_defaults=True)
-            for name, domain in space(graph, case, request.domains).items()
+            name: domain.model_dump(exclude_defaults=True) for name, domain in variables.items()
         },
-        "seeds": [str(plan) for plan in seeds(graph, case, request.goal)],
+        "seeds": [str(plan) for plan in first if plan.passes][: request.trials],
         "estimate": estimate(request, seconds, size),
     }
-    _say(found, progress)
+    _say(found, graph, progress)
     return found
 
 
@@ -179,10 +182,18 @@ def _split(
     return split_lists(search, unseen, seed, batch=batch)
 
 
-def _say(found: Mapping[str, Any], progress: Progress) -> None:
+def worded(clash: Clash) -> str:
+    """Say what a clash means for a plan, and why."""
+    verdict = "not together" if clash.verdict == "breaks" else clash.verdict
+    return f"{verdict}{'' if clash.always else ' with some settings'}: {clash}"
+
+
+def _say(found: Mapping[str, Any], graph: Graph, progress: Progress) -> None:
     progress.say("legal here: " + ", ".join(found["legal"]))
-    for name, why in found["excluded"].items():
-        progress.say(f"not {name}: {why}")
+    for line in (*(f"not legal: {why}" for why in graph.exclusions), *map(worded, graph.clashes)):
+        progress.say(line)
+    for stack in found["stacks"]:
+        progress.say("stack: " + " > ".join(stack))
     for plan in found["seeds"]:
         progress.say(f"seed: {plan}")
     e = found["estimate"]

@@ -10,15 +10,14 @@ from planner.case.goal import Goal
 from planner.case.outcome import Measured
 from planner.plans.graph import Graph
 from planner.plans.plan import Plan
-from planner.plans.seeds import seeds
 from planner.trials.trial import Origin, Trial
 from planner.tuning.choose import incumbent
-from planner.tuning.estimate import estimate
+from planner.tuning.experts import expert_plans
 from planner.tuning.noise import Noise
 from planner.tuning.race import Limits, Race
 from planner.tuning.score import describe
 from planner.tuning.session import Progress, Session
-from planner.tuning.space import fitted, space
+from planner.tuning.space import space
 from planner.tuning.study import Study
 
 _BOUGHT_CALLS = 3
@@ -37,26 +36,15 @@ class Search:
         request = session.request
         case = graph.case
         variables = space(graph, case, request.domains)
-        started = dict.fromkeys(fitted(plan, variables) for plan in seeds(graph, case, goal))
-        legal = [plan for plan in started if graph.why_not(plan) is None]
-        self._plans = deque(legal[: self._share_of_seeds()])
+        self._plans = deque(
+            expert_plans(request, graph, goal, variables, noise.reference_seconds)
+        )
         self.study = Study(
             graph, variables, goal, noise.reference_seconds,
             sampler=request.sampler, seed=request.seed, startup=len(self._plans),
         )  # fmt: skip
         for trial in session.trials():
             self.study.tell(trial)
-
-    def _share_of_seeds(self) -> int:
-        """Return how many expert plans to try: at most half of the trials that fit the time.
-
-        The rest is the sampler's: seeds come in the order in which people adopt techniques, and
-        the later ones combine what the earlier ones show.
-        """
-        request = self.session.request
-        batch = self.graph.case.workload.batch_size
-        fit = estimate(request, self.noise.reference_seconds, batch)["trials_that_fit"]
-        return max(4, round(min(fit, request.trials or fit) / 2))
 
     def run(self, deadline: Callable[[], float]) -> str:
         """Try plans until `deadline` (seconds left) says stop; returns why the search ended."""
