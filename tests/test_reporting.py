@@ -114,6 +114,7 @@ def test_the_verdict_states_the_policys_figures(html: str, study: Any) -> None:
     assert f"mean LPIPS {evidence.lpips.mean.value:.4f} (at most {evidence.lpips.mean.upper:.4f})" \
         in text  # fmt: skip
     assert str(WINNER) in text
+    assert words.count(evidence.pays_off_after_images, "image") in text
     within = words.seconds(evidence.latency.holds_while_baseline_within)
     assert f"renders in at most {within} here" in text
 
@@ -197,6 +198,43 @@ def test_a_study_killed_in_its_certificate_has_a_page(tmp_path: Path) -> None:
     assert "images of 2 prompts no longer lie" in reader.text
 
 
+def test_half_a_round_of_a_killed_certificate_counts_for_nothing(tmp_path: Path) -> None:
+    fake = Fake(tmp_path)
+    fake.search()
+    role = WINNER.digest()[:12]
+    for prompt in fake.split.certify[:2]:
+        fake.sample(f"certify-baseline:{role}", prompt, 1.0, ())
+    first = fake.split.certify[0]
+    fake.sample(f"certify:{role}", first, 0.9, (0.07,), fake.statistics(WINNER))
+    fake.sample(f"certify:{role}", first, 0.33, (0.07,), fake.statistics(WINNER))
+    rounds = read_findings(tmp_path, None).rounds(WINNER)
+    assert rounds is not None and rounds.ratios == pytest.approx([0.33]), "the last one counts"
+    assert "unfinished" in page(tmp_path).text
+
+
+def test_a_plan_that_reuses_nothing_says_that_every_step_is_computed(tmp_path: Path) -> None:
+    fake = Fake(tmp_path)
+    fake.baseline()
+    fake.trial(Plan.of({"steps": {"num_inference_steps": 18}}), 0.36, 0.05)
+    reader = page(tmp_path)
+    assert "every one of 18 steps is computed in every branch" in reader.text
+    links = [attrs["href"] for tag, attrs in reader.seen if tag == "a"]
+    assert "#steps" in links
+
+
+@pytest.mark.parametrize(("prefer", "named", "other"), [
+    ("speed", "budget 2 s", "cap 2"), ("quality", "cap 0.1", "budget 0.1"),
+])  # fmt: skip
+def test_the_path_names_the_limit_on_what_it_shows(
+    tmp_path: Path, prefer: Any, named: str, other: str
+) -> None:
+    fake = Fake(tmp_path, goal=Goal(budget_seconds=2.0, max_lpips=0.1, prefer=prefer))
+    fake.search()
+    html = render(read_findings(tmp_path, None), tmp_path / "images")
+    drawn = html.partition('<section id="path">')[2].partition("</section>")[0]
+    assert named in drawn and other not in drawn
+
+
 def test_a_goal_that_nothing_meets_names_the_fastest_plan(tmp_path: Path) -> None:
     fake = Fake(tmp_path, goal=Goal(budget_seconds=0.8, max_lpips=0.02))
     fake.search()
@@ -213,7 +251,9 @@ def test_a_failed_certificate_names_the_bound_that_was_missed(tmp_path: Path) ->
     fake.end("not certified")
     said = headline(read_findings(tmp_path, None)).sentence
     assert f"mean LPIPS at most {verdict.bounds['lpips'].upper:.4f} instead of 0.1000" in said
-    assert "a bound lies over its limit on 32 prompts" in page(tmp_path).text
+    text = page(tmp_path).text
+    assert "a bound lies over its limit on 32 prompts" in text
+    assert "begin anew with --fresh" in text  # its finalists are fixed: this study cannot go on
 
 
 def test_a_goal_without_a_cap_says_that_quality_is_not_constrained(tmp_path: Path) -> None:

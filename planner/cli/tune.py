@@ -62,9 +62,9 @@ def command(
     id, or module:function that returns a pipeline.
 
     Exit codes: 0 done, 2 usage, 3 no plan meets the goal, 4 not certified, 6 invalid file,
-    7 interrupted (--resume goes on).
+    7 interrupted (--resume goes on). With --json, 3, 4 and 7 print the best effort.
     """
-    from planner.errors import NoPlanMeetsGoal, NotCertified, UsageError
+    from planner.errors import UsageError
     from planner.tuning.prepare import dry_run as estimate
     from planner.tuning.prepare import prepare
 
@@ -78,14 +78,13 @@ def command(
                 emit_json(found)
             return
         from planner.reporting.tuned import tune_and_report
+        from planner.reporting.unreached import STATUS, unreached
 
         try:
             result = tune_and_report(request, bar, resume=resume, fresh=fresh)
-        except (NoPlanMeetsGoal, NotCertified) as error:
+        except tuple(STATUS) as error:
             if as_json:
-                status = "none" if isinstance(error, NoPlanMeetsGoal) else "not certified"
-                emit_json({"status": status, "policy": None, "error": error.what,
-                           "way_out": error.way_out})  # fmt: skip
+                emit_json(unreached(request, error))
             raise
     if as_json:
         emit_json(result.model_dump(mode="json"))
@@ -106,5 +105,6 @@ def _print(result: Any) -> None:
                f", {result.share_in_pipeline:.0%} of it in steady pipeline calls, "
                f"{result.overhead_seconds_per_trial:.1f} s overhead a trial")  # fmt: skip
     click.echo(f"  policy: {result.policy}")
-    click.echo(f"  page:   {result.page}")
+    if result.page is not None:
+        click.echo(f"  page:   {result.page}")
     click.echo(f'  use it: planner.load("{result.policy}").apply(pipe)')

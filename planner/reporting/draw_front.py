@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from planner.case.goal import Goal
 from planner.reporting import words
+from planner.reporting.draw_parts import Guide
 from planner.reporting.figures import Attempt, Certified, Point
 from planner.reporting.svg import Canvas, Frame, Scale
 
@@ -35,23 +36,28 @@ def draw_front(
 
 
 def draw_path(
-    attempts: Sequence[Attempt], name: str, limit: float | None, width: float
+    attempts: Sequence[Attempt], name: str, limits: Sequence[Guide], width: float
 ) -> Markup:
-    """Draw every trial's objective in order, and the best one inside the limits so far."""
+    """Draw every trial's objective in order, and the best one inside the limits so far.
+
+    `limits` are those on the objective itself.
+    """
     height = 330 if width > 500 else 300
     values = [a.value for a in attempts if a.value is not None]
     best = [a.best for a in attempts if a.best is not None]
-    top = 1.08 * max([*values, limit or 0.0, 1e-9])
+    marks = [limit.value for limit in limits]
+    top = 1.08 * max([*values, *marks, 1e-9])
     if best:
-        top = min(top, 3 * max(best[0], limit or 0.0))
+        top = min(top, 3 * max(best[0], *marks, 1e-9))
     canvas = Canvas(width, height)
     last = max(1.0, len(attempts) - 0.5)
     frame = Frame(canvas, Scale(-0.5, last, _LEFT, width - _RIGHT),
                   Scale(0, top, height - _BOTTOM, _TOP + 24), above=34)  # fmt: skip
     frame.axes("trials, in order", name, x_most=12 if width > 500 else 6, y_most=5)
-    if limit is not None and limit <= top:
-        canvas.line(frame.x.start, frame.y(limit), frame.x.stop, frame.y(limit), "limit")
-        canvas.text(frame.x.stop, frame.y(limit) - 5, f"cap {limit:g}", "limit-name", "end")
+    for limit in (limit for limit in limits if limit.value <= top):
+        up = frame.y(limit.value)
+        canvas.line(frame.x.start, up, frame.x.stop, up, limit.style)
+        canvas.text(frame.x.stop, up - 5, limit.name, f"{limit.style}-name", "end")
     _phases(frame, attempts)
     _steps(frame, attempts)
     for index, attempt in enumerate(attempts):

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from planner.case.noun import Scalar
 from planner.measure.statistics import quantile
+from planner.passes import registry
 from planner.reporting.findings import Findings
 from planner.trials.trial import Trial
 from planner.tuning.choose import incumbent
@@ -128,6 +129,18 @@ def strips(found: Findings) -> tuple[Strip, ...]:
         for label, mask in _masks(statistics).items():
             masks.setdefault(label, []).append(mask)
     return tuple(_strip(label, texts) for label, texts in masks.items())
+
+
+def steps(found: Findings) -> int | None:
+    """Return how many steps a call of the shown plan takes, or None where nothing was measured."""
+    if found.plan is None or found.trial is None:
+        return None
+    call = dict(found.case.workload.call)
+    for entry in found.plan.passes:
+        arguments = registry.get(entry.name).call
+        call |= arguments(entry.parsed(), found.case.workload) if arguments else {}
+    count = call.get("num_inference_steps")
+    return count if isinstance(count, int) else None
 
 
 def _point(found: Findings, trial: Trial, front: set[int]) -> Point:

@@ -136,13 +136,17 @@ class Findings:
         return next((verdict for verdict in self.verdicts if verdict.plan == plan), None)
 
     def rounds(self, plan: Plan | None) -> Rounds | None:
-        """Return the certification calls of a finalist and of the untouched pipeline beside it."""
+        """Return the certification calls of a finalist, each with the untouched call beside it.
+
+        A round whose other half was never written, since the tuner died between them, is left out.
+        """
         if plan is None:
             return None
         role = plan.digest()[:12]
-        ours = self._samples(f"certify:{role}")
-        rounds = Rounds(candidate=ours, baseline=self._samples(f"certify-baseline:{role}"))
-        return rounds if ours else None
+        theirs = self._samples(f"certify-baseline:{role}")
+        ours = {k: s for k, s in self._samples(f"certify:{role}").items() if k in theirs}
+        beside = tuple(theirs[prompts] for prompts in ours)
+        return Rounds(candidate=tuple(ours.values()), baseline=beside) if ours else None
 
     def distances(self, plan: Plan | None) -> dict[str, float]:
         """Return the LPIPS of a plan's images by prompt id: unseen prompts where they were tried.
@@ -183,8 +187,9 @@ class Findings:
             return Bought(name, score.seconds, None, None, 0)
         return Bought(name, score.seconds, sum(theirs) / n, sum(mine[:n]) / n, n)
 
-    def _samples(self, role: str) -> tuple[Sample, ...]:
-        return tuple(sample for sample in self.samples if sample.role == role)
+    def _samples(self, role: str) -> dict[tuple[str, ...], Sample]:
+        """Return the last sample of a role for each call's prompts."""
+        return {sample.prompts: sample for sample in self.samples if sample.role == role}
 
 
 def read_findings(folder: Path, policy: PolicyFile | None) -> Findings:

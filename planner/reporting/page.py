@@ -50,7 +50,7 @@ def render(found: Findings, images: Path) -> str:
     return environment.get_template("page.html").render(
         style=style, words=words, implementation=IMPLEMENTATION, aim=AIM, legend=legend(),
         found=found, head=headline(found), rows=summary(found), pictures=_pictures(found, images),
-        figures=_figures(found), trials=tables.trial_rows(found),
+        figures=_figures(found), steps=figures.steps(found), trials=tables.trial_rows(found),
         finalists=tables.finalist_rows(found), certificate=tables.certificate_facts(found),
         bought=tables.bought_rows(found), groups=tables.environment(found),
         excluded=dict(found.facts.get("excluded", {})), unused=unused(found),
@@ -76,8 +76,11 @@ def _figures(found: Findings) -> dict[str, Markup]:
     attempts = figures.path(found)
     if attempts:
         name = "mean LPIPS" if found.by_quality else "seconds a call"
-        cap = found.goal.max_lpips if found.by_quality else found.goal.budget_seconds
-        drawn["path"] = both(lambda w: draw_path(attempts, name, cap, w))
+        limit = (
+            _guide("cap", found.goal.max_lpips, "{:g}".format, "limit") if found.by_quality
+            else _guide("budget", found.goal.budget_seconds, words.seconds, "limit")
+        )  # fmt: skip
+        drawn["path"] = both(lambda w: draw_path(attempts, name, limit, w))
     strips = figures.strips(found)
     if strips:
         drawn["strips"] = both(lambda w: draw_strips(strips, w))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from planner.errors import InvalidFile, PlannerError
-from planner.policy.file import PolicyFile, read_policy
+from planner.policy.file import read_policy
 from planner.reporting.page import write_page
 from planner.run.devices.base import backend
 from planner.trials.ledger import Ledger
@@ -17,11 +17,12 @@ from planner.tuning.session import Progress, study_folder
 from planner.tuning.tune import run
 
 
-def tune(model: str = "shapes", **options: Any) -> TuneResult:
+def tune(model: str | None = None, **options: Any) -> TuneResult:
     """Tune a pipeline; options are those of `planner tune`, with underscores for dashes.
 
     `tune("shapes", budget="2s", out="build")` writes policy and page as the command does;
-    `resume` and `fresh` say what to do about an earlier study, `search` names a search file.
+    `resume` and `fresh` say what to do about an earlier study, `search` names a search file. The
+    model is that of the search file, or shapes, where none is given.
     Raises `UsageError`, `NoPlanMeetsGoal`, `NotCertified` or `Interrupted`.
     """
     resume, fresh = options.pop("resume", False), options.pop("fresh", False)
@@ -33,19 +34,19 @@ def tune(model: str = "shapes", **options: Any) -> TuneResult:
 def tune_and_report(
     request: TuneRequest, progress: Progress, *, resume: bool = False, fresh: bool = False
 ) -> TuneResult:
-    """Run, then write the page whatever came out, once something has been measured."""
+    """Run, then write the page whatever came out, once a trial has been measured."""
     device = backend(request.source.device).describe()
     page = page_path(request.out, request.label, device.slug, goal_slug(request.goal))
     folder = study_folder(request, device)
-    policy: PolicyFile | None = None
-    before = _trials(folder)
+    before = _last_record(folder)
     try:
         result = run(request, progress, resume=resume, fresh=fresh)
-        policy = None if result.policy is None else read_policy(Path(result.policy))
-        return result
-    finally:
-        if policy is not None or _trials(folder) not in (0, before):
-            _write(page, folder, policy, progress)
+    except BaseException:
+        if _last_record(folder) not in (None, before):
+            _write(page, folder, None, progress)
+        raise
+    written = _write(page, folder, result.policy, progress)
+    return result.model_copy(update={"page": str(page) if written else None})
 
 
 class Quiet:
@@ -58,20 +59,28 @@ class Quiet:
         """Drop a movement of the bar."""
 
 
-def _write(page: Path, folder: Path, policy: PolicyFile | None, progress: Progress) -> None:
+def _write(page: Path, folder: Path, policy: str | None, progress: Progress) -> bool:
     """Write the page; where that is impossible say so, for the outcome itself matters more."""
     try:
-        write_page(page, folder, policy)
-    except (OSError, PlannerError) as error:
+        write_page(page, folder, None if policy is None else read_policy(Path(policy)))
+    except PlannerError as error:
         progress.say(f"no page: {error}")
+    except Exception as error:  # a fault in a drawing must not cost the policy or its exit code
+        progress.say(f"no page: unexpected {type(error).__name__} ({error})")
     else:
         progress.say(f"page: {page}")
+        return True
+    return False
 
 
-def _trials(folder: Path) -> int:
-    """Count the trials of the study there; none where it is damaged, which `run` reports."""
+def _last_record(folder: Path) -> bytes | None:
+    """Return the last line of the study's ledger; None without a trial, or where it is damaged.
+
+    Damage is for `run` to report.
+    """
     path = folder / "ledger.jsonl"
     try:
-        return len(Ledger.read(path).trials()) if path.exists() else 0
+        measured = path.exists() and Ledger.read(path).trials()
     except InvalidFile:
-        return 0
+        return None
+    return path.read_bytes().splitlines()[-1] if measured else None

@@ -116,8 +116,9 @@ def _not_certified(found: Findings) -> Headline:
         f"met the goal ({words.limits(found.goal)}) on the search prompts, but {none} inside "
         f"every limit on unseen ones{_failing(found)}; measured on "
         f"{describe_device(found.case.device)}.",
-        "The certificate below has every figure. Loosen the limit that was missed, or search "
-        "longer for a plan with more room.",
+        "The certificate below has every figure. Loosen the limit that was missed, or begin anew "
+        "with --fresh and more --search-time; these prompts, opened once more, then ask for "
+        "tighter bounds.",
     )  # fmt: skip
 
 
@@ -214,7 +215,7 @@ def _rows_of_evidence(found: Findings, evidence: Evidence) -> tuple[Row, ...]:
         Row("putting the plan on", "–", words.seconds(evidence.apply_seconds)),
     ]
     if evidence.pays_off_after_images is not None:
-        images = words.count(evidence.pays_off_after_images, "call")
+        images = words.count(evidence.pays_off_after_images, "image")
         rows.append(Row("start-up pays off after", "–", images))
     return tuple(rows)
 
