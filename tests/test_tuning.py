@@ -7,19 +7,15 @@ import pytest
 
 from planner.case.goal import Goal
 from planner.case.outcome import Failed, Measured
-from planner.case.prompts import Sample
 from planner.errors import InvalidFile, TrialFailed, UsageError
-from planner.passes.base import Domain
 from planner.plans.plan import Plan
 from planner.trials.trial import Trial
-from planner.tuning.certify import ALPHA, Rounds, alpha_each, bounds, certify, hopeless
 from planner.tuning.choose import fastest, finalists, front, incumbent
 from planner.tuning.noise import again_if_it_died
 from planner.tuning.prepare import prepare
 from planner.tuning.prompts import read_prompts, split_file, split_lists
 from planner.tuning.request import CERTIFY_PROMPTS, SEARCH_PROMPTS, goal_of, goal_slug
 from planner.tuning.score import AIM, score
-from planner.tuning.space import fitted
 from planner.tuning.study import told
 
 GOAL = Goal(budget_seconds=2.0, max_lpips=0.1)
@@ -94,40 +90,23 @@ def test_large_batches_need_prompts_for_ten_calls() -> None:
     assert len(split_file(texts, 0, certify=True, batch=5).certify) == 50
 
 
+def test_a_catalogue_with_too_few_unseen_prompts_says_so_before_anything_runs() -> None:
+    with pytest.raises(UsageError, match="160 unseen prompts, too few to certify") as caught:
+        prepare({"budget": "2s", "batch": 17})
+    assert caught.value.value == 17 and "with 176" in caught.value.way_out
+    assert len(prepare({"budget": "2s", "batch": 17, "no_certify": True}).split.search) == 17
+
+
 def test_another_seed_opens_other_prompts_where_there_are_more() -> None:
     texts = [f"prompt {i}" for i in range(2 * CERTIFY_PROMPTS)]
     first, second = (split_lists(["a"], texts, seed) for seed in (0, 1))
     assert not {p.text for p in first.certify} & {p.text for p in second.certify}
 
 
-@pytest.mark.parametrize(
-    ("domains", "said"),
-    [({"stepss": {}}, "unknown pass 'stepss'"), ({"steps": {"count": {}}}, "unknown setting"),
-     ({"steps": {"num_inference_steps": {"low": 30, "high": 20}}}, "is empty: 30 to 20"),
-     ({"int8_dynamic": {"scope": {"choices": ["block"]}}}, "scope cannot be 'block'")],
-)  # fmt: skip
-def test_domains_that_no_plan_can_follow_are_refused_before_anything_runs(
-    domains: dict[str, dict[str, dict[str, object]]], said: str
-) -> None:
-    with pytest.raises(UsageError, match=said) as caught:
-        prepare({"budget": "2s", "domains": domains})
-    assert caught.value.way_out
-
-
 def test_an_unknown_option_is_refused_with_the_nearest() -> None:
     with pytest.raises(UsageError, match="no option 'max_lpip'") as caught:
         prepare({"budget": "2s", "max_lpip": 0.05})
     assert "max_lpips" in caught.value.way_out
-
-
-def test_expert_plans_are_moved_into_the_domains() -> None:
-    variables = {"steps.num_inference_steps": Domain(low=20, high=40, integer=True),
-                 "int8_dynamic.scope": Domain(choices=("attention", "blocks"))}  # fmt: skip
-    plan = Plan.of({"steps": {"num_inference_steps": 12}, "int8_dynamic": {"scope": "blocks"}})
-    moved = fitted(plan, variables)
-    assert str(moved) == str(Plan.of({"steps": {"num_inference_steps": 20},
-                                      "int8_dynamic": {"scope": "blocks"}}))  # fmt: skip
-    assert fitted(moved, variables) == moved
 
 
 def failing(times: int, stage: str) -> Callable[[], str]:
@@ -183,12 +162,22 @@ def test_a_plan_whose_images_were_not_looked_at_is_never_feasible() -> None:
     assert not score(measured(0.3, None), GOAL, REFERENCE).feasible
 
 
-def test_a_failure_is_told_as_violated_and_imputed_with_the_worst_value() -> None:
+def test_quality_without_a_budget_is_scored_as_it_is_raced() -> None:
+    goal = goal_of(None, "12GiB", None, "quality")
+    found = score(measured(0.3, 0.05), goal, REFERENCE)
+    assert goal.by_quality and found.objective == found.lpips
+    assert score(measured(0.3, None), goal, REFERENCE).objective is None
+    assert not goal_of(None, "12GiB", None).by_quality
+
+
+def test_a_failure_is_told_as_violated_and_imputed_with_the_worst_feasible_value() -> None:
     good = trial(0, 30, measured(0.3, 0.05))
+    far = trial(2, 4, measured(0.1, 0.6))
     failed = trial(1, 20, Failed(stage="crash", reason="gone"))
-    said = told(failed, GOAL, REFERENCE, [good])
+    said = told(failed, GOAL, REFERENCE, [good, far])
     assert said.imputed
     assert said.value == pytest.approx(0.05)
+    assert told(failed, GOAL, REFERENCE, [far]).value == pytest.approx(0.6), "none is feasible"
     assert set(said.constraints) == {"failed", "latency", "lpips"}
     assert said.constraints["failed"] > 0
 
@@ -227,6 +216,30 @@ def test_finalists_are_the_best_a_roomy_one_and_the_safest() -> None:
     assert plans == tuple(trials[i].plan for i in (0, 1, 2))
 
 
+def spread(number: int, ratio: float, lpips: float) -> Trial:
+    """Return a trial whose images differ in distance, as real ones do."""
+    values = tuple(lpips * share for share in (0.5, 0.8, 0.9, 1.1, 1.2, 1.5))
+    outcome = measured(ratio, lpips).model_copy(update={"lpips": values})
+    return trial(number, 50 - number, outcome)
+
+
+def test_a_cap_alone_sends_plans_that_should_pass_and_not_the_slowest_one() -> None:
+    goal = Goal(max_lpips=0.1, prefer="speed")
+    trials = [spread(0, 0.98, 0.0), spread(1, 0.3, 0.098), spread(2, 0.35, 0.09),
+              spread(3, 0.4, 0.08), spread(4, 0.5, 0.05), spread(5, 0.7, 0.02)]  # fmt: skip
+    fastest, promising, roomy = finalists(trials, goal, REFERENCE)
+    assert fastest == trials[1].plan
+    assert promising == trials[3].plan, "0.09 is inside the cap, its likely bound is not"
+    assert roomy == trials[4].plan
+
+
+def test_prompts_that_were_opened_before_ask_for_a_wider_berth() -> None:
+    goal = Goal(max_lpips=0.1, prefer="speed")
+    trials = [spread(0, 0.3, 0.098), spread(1, 0.35, 0.084), spread(2, 0.4, 0.07)]
+    assert finalists(trials, goal, REFERENCE)[1] == trials[1].plan
+    assert finalists(trials, goal, REFERENCE, openings=50)[1] == trials[2].plan
+
+
 def test_no_finalist_where_nothing_meets_the_goal() -> None:
     trials = [trial(0, 40, measured(0.9, 0.01)), trial(1, 4, measured(0.1, 0.5))]
     assert finalists(trials, GOAL, REFERENCE) == ()
@@ -239,51 +252,3 @@ def test_the_front_holds_what_nothing_else_beats() -> None:
     trials = [trial(0, 40, measured(0.8, 0.01)), trial(1, 20, measured(0.4, 0.05)),
               trial(2, 21, measured(0.45, 0.06)), trial(3, 5, measured(0.1, 0.3))]  # fmt: skip
     assert [t.number for t in front(trials, GOAL, REFERENCE)] == [3, 1, 0]
-
-
-def sample(seconds: float, lpips: float | None = None) -> Sample:
-    return Sample(prompts=("p",), seconds=seconds, lpips=() if lpips is None else (lpips,))
-
-
-def rounds(ratio: float, lpips: list[float]) -> Rounds:
-    return Rounds(candidate=tuple(sample(5 * ratio, v) for v in lpips),
-                  baseline=tuple(sample(5.0) for _ in lpips))  # fmt: skip
-
-
-def test_alpha_is_divided_by_openings_finalists_and_limits() -> None:
-    assert alpha_each(3, GOAL, 1) == pytest.approx(ALPHA / 6)
-    assert alpha_each(3, GOAL, 2) == pytest.approx(ALPHA / 12)
-
-
-def test_a_mean_just_below_the_cap_is_not_enough_to_certify() -> None:
-    values = [0.08 + 0.03 * ((i % 5) - 2) for i in range(32)]
-    tight = bounds(rounds(0.3, [v + 0.015 for v in values]), GOAL, REFERENCE, 0.008)["lpips"]
-    assert tight.value < GOAL.max_lpips < tight.upper  # type: ignore[operator]
-    assert not tight.holds
-    assert bounds(rounds(0.3, [v / 2 for v in values]), GOAL, REFERENCE, 0.008)["lpips"].holds
-
-
-def test_latency_needs_ten_rounds_at_least() -> None:
-    few = bounds(rounds(0.3, [0.01] * 4), GOAL, REFERENCE, 0.008)["latency"]
-    assert not few.holds
-    assert bounds(rounds(0.3, [0.01] * 10), GOAL, REFERENCE, 0.008)["latency"].holds
-
-
-def test_a_hopeless_finalist_is_stopped_after_ten_rounds() -> None:
-    assert hopeless(rounds(0.3, [0.5] * 9), GOAL, REFERENCE) is None
-    assert "over the cap" in str(hopeless(rounds(0.3, [0.5] * 10), GOAL, REFERENCE))
-    assert "over budget" in str(hopeless(rounds(0.9, [0.01] * 10), GOAL, REFERENCE))
-
-
-def test_a_finalist_is_certified_only_when_all_bounds_hold() -> None:
-    calls = [()] * 32
-    plan = Plan.of({"steps": {"num_inference_steps": 20}})
-    good, played = certify(plan, calls, GOAL, REFERENCE, 0.008,
-                           lambda *_: (sample(1.5, 0.03), sample(5.0)))  # fmt: skip
-    assert good.passed
-    assert len(played.ratios) == 32
-    bad, played = certify(plan, calls, GOAL, REFERENCE, 0.008,
-                          lambda *_: (sample(2.5, 0.03), sample(5.0)))  # fmt: skip
-    assert not bad.passed
-    assert bad.stopped_early is not None
-    assert len(played.candidate) == 10

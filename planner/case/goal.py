@@ -26,6 +26,11 @@ class Goal(Noun):
     prefer: Literal["quality", "speed"] = "quality"
 
     @property
+    def by_quality(self) -> bool:
+        """Tell whether the least LPIPS is looked for, rather than the least latency."""
+        return self.prefer == "quality"
+
+    @property
     def constraints(self) -> tuple[str, ...]:
         """Return the names of the limits that are set, in a fixed order."""
         limits = {

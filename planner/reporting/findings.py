@@ -75,7 +75,7 @@ class Findings:
     @property
     def by_quality(self) -> bool:
         """Tell whether the search looks for the least LPIPS inside a budget, not for speed."""
-        return self.goal.prefer == "quality" and self.goal.budget_seconds is not None
+        return self.goal.by_quality
 
     @cached_property
     def candidates(self) -> tuple[Trial, ...]:

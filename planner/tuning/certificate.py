@@ -18,7 +18,7 @@ from planner.tuning.session import Progress, Session, openings
 class Certification:
     """Tests the finalists of one study; every finished round is in the ledger.
 
-    `put` says how the last tested finalist started up; None where an earlier run tested it.
+    `put` says how the last tested finalist started up; None where an earlier run rendered it.
     """
 
     def __init__(
@@ -36,23 +36,45 @@ class Certification:
         """Test finalists in their order until one passes; returns verdicts and the last rounds."""
         prompts = self.session.request.split.certify
         calls = by_call(prompts, self.worker.case.workload.batch_size)
-        level = alpha_each(len(self.plans), self.goal, self.openings)
+        reached = map(Verdict.model_validate, self.session.ledger.bodies("verdict"))
+        known = {verdict.plan: verdict for verdict in reached}
         verdicts: list[Verdict] = []
-        rounds = Rounds(candidate=(), baseline=())
         for plan in self.plans:
-            self.progress.say(f"certifying {plan} on {len(prompts)} unseen prompts")
-            try:
-                verdict, rounds = certify(
-                    plan, calls, self.goal, self.noise.reference_seconds, level, self._play
-                )
-            except TrialFailed as error:
-                verdict = Verdict(plan=plan, passed=False, bounds={}, n=0, alpha_each=level,
-                                  stopped_early=str(error))  # fmt: skip
-            self.session.ledger.append("verdict", verdict.model_dump(mode="json"))
-            verdicts.append(verdict)
-            if verdict.passed:
+            self.put = None
+            verdicts.append(known.get(plan) or self._test(plan, calls))
+            if verdicts[-1].passed:
                 break
-        return verdicts, rounds
+        return verdicts, self._rounds(verdicts[-1].plan, calls)
+
+    def _test(self, plan: Plan, calls: list[tuple[Prompt, ...]]) -> Verdict:
+        """Test one finalist and write the verdict: a hypothesis is tested once, however it ends."""
+        request = self.session.request
+        over = self.session.elapsed - request.search_seconds
+        late = f", {over:.0f} s after the search time ended" if over > 0 else ""
+        self.progress.say(f"certifying {plan} on {len(request.split.certify)} unseen prompts{late}")
+        level = alpha_each(len(self.plans), self.goal, self.openings)
+        try:
+            verdict, _ = certify(
+                plan, calls, self.goal, self.noise.reference_seconds, level, self._play
+            )
+        except TrialFailed as error:
+            verdict = Verdict(plan=plan, passed=False, bounds={}, n=0, alpha_each=level,
+                              stopped_early=str(error))  # fmt: skip
+        self.session.ledger.append("verdict", verdict.model_dump(mode="json"))
+        return verdict
+
+    def _rounds(self, plan: Plan, calls: list[tuple[Prompt, ...]]) -> Rounds:
+        """Read the rounds of a finalist from the ledger."""
+        pairs = [pair for call in calls if (pair := self._played(plan, call)) is not None]
+        return Rounds(candidate=tuple(ours for ours, _ in pairs),
+                      baseline=tuple(untouched for _, untouched in pairs))  # fmt: skip
+
+    def _played(self, plan: Plan, call: tuple[Prompt, ...]) -> tuple[Sample, Sample] | None:
+        """Return a round that stands whole in the ledger."""
+        name, ids = plan.digest()[:12], tuple(prompt.id for prompt in call)
+        ours = _sample(self.session, f"certify:{name}", ids)
+        untouched = _sample(self.session, f"certify-baseline:{name}", ids)
+        return None if ours is None or untouched is None else (ours, untouched)
 
     def _fixed(self) -> tuple[tuple[Plan, ...], int]:
         """Return finalists and openings, from the ledger where a killed run wrote them."""
@@ -61,8 +83,11 @@ class Certification:
         if written:
             body = written[-1]
             return tuple(Plan.model_validate(p) for p in body["plans"]), int(body["openings"])
-        plans = finalists(self.session.trials(), self.goal, self.noise.reference_seconds)
         opened = 1 + openings(request, self.worker.case.device)
+        plans = finalists(
+            self.session.trials(), self.goal, self.noise.reference_seconds,
+            n=len(request.split.certify), openings=opened,
+        )  # fmt: skip
         self.session.ledger.append("finalists", {
             "plans": [plan.model_dump(mode="json") for plan in plans],
             "names": [str(plan) for plan in plans],
@@ -75,12 +100,9 @@ class Certification:
 
     def _play(self, plan: Plan, call: tuple[Prompt, ...], index: int) -> tuple[Sample, Sample]:
         """Render one round, or read it from the ledger where an earlier run finished it."""
-        name = plan.digest()[:12]
-        ids = tuple(prompt.id for prompt in call)
-        done = _sample(self.session, f"certify:{name}", ids)
-        beside = _sample(self.session, f"certify-baseline:{name}", ids)
-        if done is not None and beside is not None:
-            return done, beside
+        done = self._played(plan, call)
+        if done is not None:
+            return done
         if self._on != plan:
             self.put = again_if_it_died(
                 lambda: self.race.put(plan, self.noise.reference_seconds, as_deployed=True)
@@ -93,10 +115,13 @@ class Certification:
             lambda: self.worker.render("candidate", call, self._deadline)[0]
         )
         # Both lines only now: a round counts as a whole, since its ratio needs both.
+        name = plan.digest()[:12]
         untouched = self.session.keep(untouched, f"certify-baseline:{name}")
-        self.progress.tick("certificate", index + 1, len(self.session.request.split.certify),
-                           str(plan))  # fmt: skip
-        return self.session.keep(ours, f"certify:{name}"), untouched
+        ours = self.session.keep(ours, f"certify:{name}")
+        batch = self.worker.case.workload.batch_size
+        calls = len(self.session.request.split.certify) // batch
+        self.progress.tick("certificate", index + 1, calls, str(plan))
+        return ours, untouched
 
 
 def _sample(session: Session, role: str, ids: tuple[str, ...]) -> Sample | None:

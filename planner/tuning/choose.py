@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import sqrt
+from statistics import fmean, stdev
 
 from planner.case.goal import Goal
 from planner.plans.plan import Plan
 from planner.trials.trial import Trial
+from planner.tuning.certify import alpha_each
+from planner.tuning.request import CERTIFY_PROMPTS
 from planner.tuning.score import Score, scored
 
 FINALISTS = 3
 """At most this many plans are tested on unseen prompts: each one more costs confidence."""
 
-_MARGIN = 0.07
-"""Slack that the second finalist must have in every limit."""
+_ROOM = {"latency": 0.07, "memory": 0.07, "lpips": 0.2}
+"""Slack that the third finalist is expected to have: six prompts tell little of the others."""
 
 
 def incumbent(trials: Sequence[Trial], goal: Goal, reference: float) -> tuple[Trial, Score] | None:
@@ -22,24 +26,36 @@ def incumbent(trials: Sequence[Trial], goal: Goal, reference: float) -> tuple[Tr
     return min(found, key=_objective, default=None)
 
 
-def finalists(trials: Sequence[Trial], goal: Goal, reference: float) -> tuple[Plan, ...]:
-    """Return at most three plans: the best, the best with a margin, and the safest.
+def finalists(
+    trials: Sequence[Trial], goal: Goal, reference: float, *, n: int = CERTIFY_PROMPTS,
+    openings: int = 1,
+) -> tuple[Plan, ...]:  # fmt: skip
+    """Return at most three plans: the best, the best that should pass, the best with room to.
 
-    The order is fixed here, before any certification prompt is rendered: testing stops at the
-    first plan whose bounds all hold.
+    What a plan's bound on `n` unseen images will be is foretold from its own spread; the safest
+    plan stands in where none has room. The order is fixed here, before any certification prompt
+    is rendered: testing stops at the first plan whose bounds all hold.
     """
-    found = _complete(trials, goal, reference)
-    if not found:
-        return ()
-    roomy = [pair for pair in found if _tightest(pair[1]) <= -_MARGIN]
-    order = [
-        min(found, key=_objective),
-        min(roomy or found, key=_objective),
-        min(found, key=lambda pair: _tightest(pair[1])),
-        *sorted(found, key=_objective),
-    ]
-    plans = list(dict.fromkeys(trial.plan for trial, _ in order))
-    return tuple(plans[:FINALISTS])
+    found = sorted(_complete(trials, goal, reference), key=_objective)
+    level = alpha_each(FINALISTS, goal, openings)
+    slack = {trial.number: _foretold(trial, score, goal, n, level) for trial, score in found}
+    promising = [t for t, _ in found if max(slack[t.number].values(), default=0.0) <= 0]
+    roomy = [t for t in promising if all(by <= -_ROOM[k] for k, by in slack[t.number].items())]
+    safest = sorted((t for t, _ in found), key=lambda t: max(slack[t.number].values(), default=0.0))
+    order = [*(t for t, _ in found[:1]), *promising[:1], *roomy[:1], *safest[:1],
+             *(t for t, _ in found)]  # fmt: skip
+    return tuple(dict.fromkeys(trial.plan for trial in order))[:FINALISTS]
+
+
+def _foretold(trial: Trial, score: Score, goal: Goal, n: int, level: float) -> dict[str, float]:
+    """Return a plan's slacks with LPIPS at the bound that `n` images are likely to give."""
+    from scipy.special import stdtrit
+
+    values = trial.measured.lpips if trial.measured else ()
+    if goal.max_lpips is None or len(values) < 2:
+        return score.slack
+    reach = float(stdtrit(n - 1, 1 - level)) * stdev(values) / sqrt(n)
+    return score.slack | {"lpips": (fmean(values) + reach) / goal.max_lpips - 1}
 
 
 def front(trials: Sequence[Trial], goal: Goal, reference: float) -> tuple[Trial, ...]:
@@ -74,7 +90,3 @@ def _complete(
 def _objective(pair: tuple[Trial, Score]) -> tuple[float, int]:
     objective = pair[1].objective
     return (float("inf") if objective is None else objective, len(pair[0].plan.passes))
-
-
-def _tightest(found: Score) -> float:
-    return max(found.slack.values(), default=-1.0)

@@ -20,8 +20,8 @@ from planner.run.pipeline import PipelineSource
 from planner.trials.supervisor import Supervisor
 from planner.tuning.estimate import estimate
 from planner.tuning.experts import expert_plans
-from planner.tuning.prompts import read_prompts, split_file, split_lists
-from planner.tuning.request import Split, TuneRequest, goal_of
+from planner.tuning.prompts import read_prompts, split_file, split_lists, unseen_needed
+from planner.tuning.request import SEARCH_PROMPTS, Split, TuneRequest, goal_of
 from planner.tuning.session import Progress
 from planner.tuning.space import check_narrowing, space
 from planner.units import parse_seconds
@@ -179,6 +179,14 @@ def _split(
     if search is None or unseen is None:
         raise UsageError(f"no prompts are known for {model}", value=model,
                          way_out="give --prompts FILE with one prompt a line")  # fmt: skip
+    needed = unseen_needed(batch)
+    if certify and len(unseen) < needed:
+        raise UsageError(
+            f"{model} has {len(unseen)} unseen prompts, too few to certify batches of {batch}",
+            value=batch,
+            way_out=f"give --prompts FILE with {SEARCH_PROMPTS + needed}, a smaller --batch, or "
+            "--no-certify",
+        )
     return split_lists(search, unseen, seed, batch=batch)
 
 

@@ -41,8 +41,8 @@ def split_file(texts: Sequence[str], seed: int, *, certify: bool, batch: int = 1
 
     Raises `UsageError` that says how many prompts are needed when there are too few.
     """
-    unseen_needed = certify * _unseen(batch)
-    needed = SEARCH_PROMPTS + unseen_needed
+    unseen = certify * unseen_needed(batch)
+    needed = SEARCH_PROMPTS + unseen
     if len(texts) < needed:
         what = "search and certify" if certify else "search"
         hint = ", or give --no-certify" if certify else ""
@@ -50,13 +50,12 @@ def split_file(texts: Sequence[str], seed: int, *, certify: bool, batch: int = 1
             f"{len(texts)} distinct prompts are too few to {what}",
             value=len(texts),
             way_out=f"give at least {needed} ({SEARCH_PROMPTS} for the search"
-            + (f", {unseen_needed} unseen for the certificate)" if certify else ")")
+            + (f", {unseen} unseen for the certificate)" if certify else ")")
             + hint,
         )
     order = list(texts)
     random.Random(seed).shuffle(order)
-    search, unseen = order[:SEARCH_PROMPTS], order[SEARCH_PROMPTS:]
-    return split_lists(search, unseen, seed, batch=batch)
+    return split_lists(order[:SEARCH_PROMPTS], order[SEARCH_PROMPTS:], seed, batch=batch)
 
 
 def split_lists(
@@ -67,7 +66,7 @@ def split_lists(
     Both are cut to whole batches, so that every measured call has the workload's batch size.
     Where there are more unseen texts than one certificate needs, another seed takes others.
     """
-    count = _unseen(batch)
+    count = unseen_needed(batch)
     skip = seed * count % max(1, len(unseen)) if len(unseen) > count else 0
     unseen = [*unseen[skip:], *unseen[:skip]]
     first = [Prompt(text=text, seed=_latents(seed, i)) for i, text in enumerate(search)]
@@ -78,7 +77,7 @@ def split_lists(
     )
 
 
-def _unseen(batch: int) -> int:
+def unseen_needed(batch: int) -> int:
     """Return how many unseen prompts a certificate needs: enough images, and ten calls at least."""
     return max(CERTIFY_PROMPTS, 10 * batch)
 

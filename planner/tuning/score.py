@@ -58,11 +58,10 @@ def score(outcome: Measured, goal: Goal, reference_seconds: float) -> Score:
         slack["memory"] = outcome.memory_bytes / goal.vram_bytes - 1
     if goal.max_lpips is not None and lpips is not None:
         slack["lpips"] = lpips / goal.max_lpips - 1
-    by_quality = goal.prefer == "quality" and goal.budget_seconds is not None
-    if goal.max_lpips is not None and lpips is None:
+    if lpips is None and (goal.max_lpips is not None or goal.by_quality):
         objective = None  # nothing may win that was never looked at
     else:
-        objective = lpips if by_quality and lpips is not None else seconds
+        objective = lpips if goal.by_quality else seconds
     return Score(seconds=seconds, lpips=lpips, memory_bytes=outcome.memory_bytes,
                  objective=objective, slack=slack)  # fmt: skip
 

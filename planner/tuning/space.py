@@ -7,6 +7,7 @@ multivariate TPE model only variables that stand in every trial.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,9 @@ from planner.plans.graph import Graph
 from planner.plans.plan import Plan
 
 OFF = "off"
+_EXACT = 1e-8
+"""Share of a step by which a value may miss the grid: what decimal steps lose in binary."""
+
 Space = dict[str, Domain]
 Narrowing = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
@@ -141,32 +145,51 @@ def _narrowed(one: Pass, found: Space, narrowing: Mapping[str, Mapping[str, Any]
                 value=setting,
                 way_out=nearest(setting, one.settings.model_fields),
             )
-        base = found.get(setting, Domain()).model_dump(exclude_defaults=True)
+        whole = one.settings.model_fields[setting].annotation is int
+        base = found.get(setting, Domain(integer=whole)).model_dump(exclude_defaults=True)
         found[setting] = _checked(one.name, setting, Domain.model_validate(base | dict(limits)))
     return found
 
 
 def _checked(name: str, setting: str, domain: Domain) -> Domain:
-    """Refuse a domain that is empty or holds what the pass does not take."""
-    low, high = domain.low, domain.high
-    if low is not None and high is not None and low > high:
-        raise UsageError(f"the domain of {name}.{setting} is empty: {low:g} to {high:g}",
-                         value=low, way_out="give a low at or below the high")  # fmt: skip
-    ends = domain.choices or tuple(end for end in (low, high) if end is not None)
-    for end in ends:
-        value = int(end) if domain.integer and isinstance(end, float) else end
-        registry.settings_of(name, {setting: value})
-    return domain
+    """Refuse a domain that is no domain or holds what the pass does not take.
+
+    A high that its steps do not reach is lowered to the last one that they do.
+    """
+    problem = None if domain.choices is not None else _problem(domain)
+    if problem is not None:
+        what, value, way_out = problem
+        raise UsageError(f"the domain of {name}.{setting} {what}", value=value, way_out=way_out)
+    for end in domain.choices or (domain.low, domain.high):
+        registry.settings_of(name, {setting: end})
+    if domain.choices is not None or not domain.step:
+        return domain
+    steps = ((domain.high or 0.0) - (domain.low or 0.0)) / domain.step
+    return domain.model_copy(update={"high": _at(domain, math.floor(steps + _EXACT))})
+
+
+def _problem(domain: Domain) -> tuple[str, object, str] | None:
+    """Return what is wrong with a range, the value, and the way out; None if nothing is."""
+    low, high, step = domain.low, domain.high, domain.step
+    if low is None or high is None:
+        return "has one end only", low if high is None else high, "give low and high, or choices"
+    if low > high:
+        return f"is empty: {low:g} to {high:g}", low, "give a low at or below the high"
+    if domain.log and step is not None and not (domain.integer and step == 1):
+        return f"has a step of {step:g} on a log scale", step, "leave it out, or give log: false"
+    if domain.log and low <= 0:
+        return f"begins at {low:g} on a log scale", low, "give a low above 0, or log: false"
+    for number in (low, high, step or 0.0):
+        if domain.integer and number % 1:
+            return f"holds whole numbers, and {number:g} is none", number, "give a whole number"
+    return None
 
 
 def _middle(domain: Domain) -> Scalar:
     if domain.choices is not None:
         return domain.choices[0]
     low, high = domain.low or 0.0, domain.high or 0.0
-    middle = (low * high) ** 0.5 if domain.log else (low + high) / 2
-    if domain.step:
-        middle = low + round((middle - low) / domain.step) * domain.step
-    return round(middle) if domain.integer else middle
+    return _snapped(domain, (low * high) ** 0.5 if domain.log else (low + high) / 2)
 
 
 def _nearest(domain: Domain | None, value: Scalar) -> Scalar:
@@ -174,9 +197,22 @@ def _nearest(domain: Domain | None, value: Scalar) -> Scalar:
         return value
     if domain.choices is not None or isinstance(value, str) or value is None:
         return _middle(domain)
-    high = domain.high if domain.high is not None and value > domain.high else domain.low
-    assert high is not None  # a value outside lies beyond one of the two
-    return round(high) if domain.integer else high
+    low = value if domain.low is None else domain.low
+    high = value if domain.high is None else domain.high
+    return _snapped(domain, max(low, min(high, value)))
+
+
+def _snapped(domain: Domain, value: float) -> float:
+    """Return the nearest point of the grid to a value inside, where the domain has a grid."""
+    if domain.step:
+        return _at(domain, round((value - (domain.low or 0.0)) / domain.step))
+    return round(value) if domain.integer else value
+
+
+def _at(domain: Domain, steps: int) -> float:
+    """Return the grid's point so many steps above its low."""
+    point = (domain.low or 0.0) + steps * (domain.step or 0.0)
+    return round(point) if domain.integer else round(point, 12)
 
 
 def _holds(domain: Domain, value: Scalar) -> bool:
@@ -186,4 +222,5 @@ def _holds(domain: Domain, value: Scalar) -> bool:
         return False
     low = float("-inf") if domain.low is None else domain.low
     high = float("inf") if domain.high is None else domain.high
-    return low <= value <= high
+    steps = (value - (domain.low or 0.0)) / domain.step if domain.step else 0.0
+    return low <= value <= high and abs(steps - round(steps)) < _EXACT

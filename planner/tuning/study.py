@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 Sampler = Literal["gp", "tpe"]
 _TRIES = 40
-"""Asks in a row that may give only measured plans before the space counts as exhausted."""
+"""Asks in a row that may give only measured plans before random ones are tried."""
+
+_RANDOM = 400
+"""Random plans that may all be measured before the space counts as exhausted."""
 
 
 class Told(Noun):
@@ -68,6 +71,18 @@ class Study:
                 self._forget(trial, plan)
                 return plan
             self._finish(trial, self._told(known) if known else self._baseline())
+        return self._stumbled_on()
+
+    def _stumbled_on(self) -> Plan | None:
+        """Return a random plan that has not been measured: a sampler may repeat itself for good."""
+        import optuna
+
+        sampler = optuna.samplers.RandomSampler(seed=len(self._trials))
+        study = optuna.create_study(sampler=sampler)
+        for _ in range(_RANDOM):
+            plan = decode(study.ask(self._distributions).params, self.graph)
+            if plan.passes and plan not in self._trials:
+                return plan
         return None
 
     def tell(self, trial: Trial) -> None:
@@ -97,7 +112,7 @@ class Study:
         """Describe the untouched pipeline: no distance, over the budget by what it takes."""
         budget = self.goal.budget_seconds
         over = (self.reference_seconds - budget) / budget if budget else 0.0
-        value = 0.0 if self.goal.prefer == "quality" and budget else self.reference_seconds
+        value = 0.0 if self.goal.by_quality else self.reference_seconds
         limits = dict.fromkeys(self.goal.constraints, 0.0)
         return Told(value=value, constraints={"failed": -1.0} | limits
                     | ({"latency": over} if budget else {}))  # fmt: skip
@@ -117,7 +132,7 @@ class Study:
 def told(trial: Trial, goal: Goal, reference: float, others: Sequence[Trial]) -> Told:
     """Translate an outcome for the sampler: finite values, every constraint exactly once.
 
-    What was not measured is imputed as the worst value measured so far, and marked.
+    What was not measured is imputed as the worst feasible value so far, and marked.
     """
     if isinstance(trial.outcome, Failed):
         worst = _worst(others, goal, reference)
@@ -136,8 +151,9 @@ def _worst(trials: Sequence[Trial], goal: Goal, reference: float) -> float:
         score(trial.outcome, goal, reference)
         for trial in trials if isinstance(trial.outcome, Measured)
     ]  # fmt: skip
-    values = [s.objective for s in scores if s.objective is not None]
-    return max(values, default=1.0)
+    seen = [s for s in scores if s.objective is not None]
+    inside = [s for s in seen if s.feasible]
+    return max((s.objective for s in inside or seen if s.objective is not None), default=1.0)
 
 
 def _sampler(name: Sampler, seed: int, startup: int) -> optuna.samplers.BaseSampler:
