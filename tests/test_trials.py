@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from planner.errors import PlannerError, TrialFailed, UsageError
 from planner.plans.plan import BASELINE, Plan
 from planner.run.pipeline import PipelineSource
 from planner.trials.failing import failing_at
+from planner.trials.process import WorkerProcess
 from planner.trials.renderer import Renderer, batches
 from planner.trials.supervisor import Supervisor, require_same
 from tests.faults import source as faults
@@ -165,7 +167,8 @@ def failing(worker: Supervisor, name: str, stage: str) -> TrialFailed:
 
 @pytest.mark.parametrize(
     ("name", "stage", "said"),
-    [("idles", "observe", "no step was reused"), ("blackens", "guard", "is black")],
+    [("idles", "observe", "no step was reused"), ("blackens", "guard", "is black"),
+     ("stumbles", "observe", "KeyError: 'computed'")],
 )
 def test_a_refused_picture_fails_the_trial_and_keeps_the_worker(
     worker: Supervisor, name: str, stage: str, said: str
@@ -177,6 +180,17 @@ def test_a_refused_picture_fails_the_trial_and_keeps_the_worker(
     worker.put(BASELINE, {}, PROMPTS, LONG)
     assert worker.render("candidate", PROMPTS[:1], LONG)[0].lpips[0] < SAME
     assert worker.pid == before
+
+
+def test_a_pass_that_does_not_come_off_costs_its_trial_and_not_the_study(
+    worker: Supervisor,
+) -> None:
+    worker.put(Plan.of({"sticks": {}}), {}, PROMPTS, LONG)
+    with pytest.raises(TrialFailed, match="it does not come off") as caught:
+        worker.render("baseline", PROMPTS[:1], LONG)
+    assert caught.value.stage == "crash" and "undo" in str(caught.value.value)
+    worker.put(BASELINE, {}, PROMPTS, LONG)
+    assert worker.render("candidate", PROMPTS[:1], LONG)[0].lpips[0] < SAME
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to")])
@@ -211,13 +225,27 @@ def test_a_worker_killed_while_it_renders_is_a_failed_trial_and_the_study_goes_o
     assert worker.restarts == before + 1 and worker.pid != victim
 
 
-def test_a_plan_without_an_undo_gets_a_worker_to_itself(worker: Supervisor) -> None:
+def test_a_plan_without_an_undo_gets_a_worker_to_itself_and_the_untouched_call_is_warmed(
+    worker: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     worker.put(Plan.of({"keeps": {}}), {}, PROMPTS, LONG)
     before = worker.restarts
     assert worker.render("candidate", PROMPTS[:1], LONG)[0].lpips[0] > SAME
     assert worker.restarts == before
-    assert worker.render("baseline", PROMPTS[:1], LONG)[0].lpips[0] < SAME
-    assert worker.restarts == before + 1
+    asked: list[Any] = []
+    ask = WorkerProcess.ask
+
+    def recorded(process: WorkerProcess, request: Any, *rest: Any) -> Any:
+        asked.append(request)
+        return ask(process, request, *rest)
+
+    monkeypatch.setattr(WorkerProcess, "ask", recorded)
+    steady = worker.pipeline_seconds
+    timed = [worker.render("baseline", PROMPTS[:1], LONG)[0] for _ in range(2)]
+    assert timed[0].lpips[0] < SAME and worker.restarts == before + 1
+    assert [request.kind for request in asked] == ["load", "render", "render", "render"]
+    assert not asked[1].save and asked[2].save
+    assert worker.pipeline_seconds - steady == pytest.approx(sum(s.seconds for s in timed))
 
 
 def test_a_pass_that_fails_to_go_on_costs_the_worker_and_nothing_else(worker: Supervisor) -> None:

@@ -136,7 +136,8 @@ class Renderer:
         texts = [prompt.text for prompt in batch.prompts]
         with failing_at(stage, handle.plan):
             seconds, images = self._call(batch, {"prompt": texts if texts[1:] else texts[0]})
-        complaints = handle.complaints()
+        with failing_at("observe", handle.plan):
+            complaints = handle.complaints()
         if complaints:
             said = "; ".join(f"{name}: {sentence}" for name, sentence in complaints.items())
             raise TrialFailed(

@@ -73,6 +73,7 @@ class Supervisor:
         self._process: WorkerProcess | None = None
         self._current: _Current | None = None
         self._on = False
+        self._cold = False
         self._counting = False
 
     @property
@@ -109,23 +110,29 @@ class Supervisor:
         return put
 
     def render(
-        self, which: Which, prompts: Sequence[Prompt], deadline: float, save: bool = True
-    ) -> list[Sample]:
+        self, which: Which, prompts: Sequence[Prompt], deadline: float, save: bool = True,
+        *, counted: bool = True,
+    ) -> list[Sample]:  # fmt: skip
         """Time one call for every batch of prompts, under the plan or untouched.
 
         Samples bear no role; those of a plan say how far its images are from the untouched
         ones, where these lie in the images folder. Untouched images are kept there once; later
         ones are compared with them. Memory is the peak of the call, or of the plan's
-        first one where that is higher. Raises `TrialFailed`; after `deadline` seconds for all
-        calls with stage timeout.
+        first one where that is higher. Warming calls are not `counted`: they are overhead.
+        In a worker that was replaced an untouched call is warmed first. Raises `TrialFailed`;
+        after `deadline` seconds for all calls with stage timeout.
         """
         process = self._prepare(which)
+        if which == "baseline" and self._cold:
+            self._cold = False
+            first = prompts[: self.case.workload.batch_size]
+            self.render("baseline", first, deadline, save=False, counted=False)
         request = Render(which=which, prompts=tuple(prompts), save=save)
         plan = self._current.plan if which == "candidate" and self._current else BASELINE
         with self._overhead():
             doing = f"rendering with '{plan}'"
             samples = list(self._ask(process, request, deadline, doing, Rendered).samples)
-        steady = sum(sample.seconds for sample in samples)
+        steady = sum(sample.seconds for sample in samples) if counted else 0.0
         self.pipeline_seconds += steady
         self.overhead_seconds -= steady
         return samples
@@ -179,7 +186,7 @@ class Supervisor:
             return self._process
         again = hasattr(self, "case")
         self.restarts += again
-        self._on = False
+        self._on, self._cold = False, again
         with self._overhead():
             self._process = WorkerProcess(self._log, self._environment)
             doing = f"loading {self._load.source.model!r}"

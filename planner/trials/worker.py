@@ -54,9 +54,11 @@ class Worker:
             return Refused.of(error, spoiled=not sound)
         except Exception as error:
             traceback.print_exc()
-            unexpected = PlannerError(
+            # A pass that is at fault costs its trial, never the study.
+            unexpected = TrialFailed(
                 f"the worker failed unexpectedly ({type(error).__name__}: {error})",
-                value=type(error).__name__,
+                stage="crash",
+                value=traceback.format_exc()[-3000:],
                 way_out="see its log, and please report it",
             )
             return Refused.of(unexpected, spoiled=True)
