@@ -11,6 +11,7 @@ import pytest
 from planner.case.goal import Goal
 from planner.cli.main import run as main
 from planner.errors import Interrupted, NoPlanMeetsGoal, NotCertified, PlannerError, UsageError
+from planner.policy.file import read_policy
 from planner.reporting.tuned import tune_and_report
 from planner.run.devices.base import backend
 from planner.run.pipeline import PipelineSource
@@ -78,6 +79,19 @@ def test_too_few_rounds_certify_nothing_and_a_resumed_study_says_so_again(tmp_pa
     assert "--no-certify" in caught.value.way_out
     assert ledger(asked).trials() == trials
     assert len(ledger(asked).bodies("verdict")) == 1
+
+
+def test_the_policy_is_written_before_what_its_passes_bought_is_measured(tmp_path: Path) -> None:
+    asked = request(tmp_path, Goal(budget_seconds=100.0, max_lpips=1.5), certify=False,
+                    with_passes=("steps",))  # fmt: skip
+    with pytest.raises(Interrupted):
+        run(asked, Listener(at="  1 "))
+    assert [trial.origin for trial in ledger(asked).trials()] == ["seed", "bought"]
+    written = read_policy(next(tmp_path.glob("policies/**/*.yaml")))
+    assert written.evidence is not None and written.evidence.trials == 1
+    result = run(asked, Listener(), resume=True)
+    assert result.status == "measured" and len(ledger(asked).trials()) == 2
+    assert result.share_in_pipeline == 0, "what a resumed run only reads takes no share of it"
 
 
 def test_openings_of_the_prompts_are_counted_over_studies_but_not_over_copies(

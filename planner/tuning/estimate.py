@@ -27,7 +27,7 @@ def estimate(request: TuneRequest, reference: float, batch: int) -> dict[str, fl
     """Return estimated seconds of baseline and certificate, and how many trials fit between."""
     tuned = min(request.goal.budget_seconds or reference, reference) * AIM
     calls = len(request.split.search) / batch
-    baseline = (2 * calls + 1) * reference
+    baseline = (2 * calls + 2) * reference  # two calls warm it
     certificate = len(request.split.certify) / batch * (reference + tuned)
     certificate *= request.certify
     trial = 2 * reference + (calls + 1) * tuned

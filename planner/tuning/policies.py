@@ -13,10 +13,12 @@ from planner.case.evidence import Evidence
 from planner.case.goal import Goal
 from planner.case.noun import Noun
 from planner.case.prompts import hash_prompts
+from planner.errors import PlannerError, UsageError
 from planner.passes.base import Artifact
 from planner.plans.plan import Plan
-from planner.policy.file import PolicyFile, Provenance, Status
-from planner.tuning.session import Session
+from planner.policy.file import PolicyFile, Provenance, Status, read_policy
+from planner.tuning.request import TuneRequest
+from planner.tuning.session import Session, differences
 
 
 class Conclusion(Noun):
@@ -52,6 +54,26 @@ def make_policy(
         conclusion.plan, status=conclusion.status, goal=conclusion.goal, case=case,
         provenance=provenance, evidence=conclusion.evidence, artifacts=artifacts,
     )  # fmt: skip
+
+
+def refuse_to_replace(path: Path, request: TuneRequest) -> None:
+    """Refuse to write a policy over that of another model or call.
+
+    Raises `UsageError` that names every difference; a file that is no policy may be replaced.
+    """
+    try:
+        case = read_policy(path).case
+    except PlannerError:
+        return
+    workload = request.workload
+    wanted = {"model": request.source.model, "batch": workload.batch_size, "call": workload.call}
+    there = {"model": case.model.id, "batch": case.workload.batch_size, "call": case.workload.call}
+    found = differences(wanted, there)
+    if found:
+        raise UsageError(
+            f"{path} is the policy of something else: " + "; ".join(found[:6]), value=str(path),
+            way_out="choose another folder with --out, or replace it with --fresh",
+        )  # fmt: skip
 
 
 def commit() -> str | None:

@@ -7,8 +7,9 @@ best plan so far, on the same prompts and seeds.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from math import sqrt
+from math import inf, sqrt
 from statistics import fmean, stdev
 
 from planner.case.goal import Goal
@@ -18,7 +19,7 @@ from planner.case.prompts import Prompt, Sample, by_call
 from planner.errors import TrialFailed
 from planner.passes.base import Artifact
 from planner.plans.plan import Plan
-from planner.trials.protocol import Put
+from planner.trials.protocol import Put, Which
 from planner.trials.supervisor import Supervisor
 
 _LOST = 0.95
@@ -55,16 +56,25 @@ class Race:
         self.calls = by_call(prompts, worker.case.workload.batch_size)
         self._worker, self._artifacts, self._learned = worker, artifacts, learned
 
-    def run(self, plan: Plan, limits: Limits, calls: int | None = None) -> Outcome:
-        """Measure one plan on the first `calls` calls, or all; a failure is a `Failed` outcome."""
+    def run(
+        self, plan: Plan, limits: Limits, calls: int | None = None, *, left: float = inf
+    ) -> Outcome:
+        """Measure one plan on the first `calls` calls, or all; a failure is a `Failed` outcome.
+
+        A plan that is not done when the `left` seconds are over has failed too, by timeout.
+        """
+        until = time.monotonic() + left
         try:
-            return self._run(plan, limits, self.calls[:calls])
+            return self._run(plan, limits, self.calls[:calls], until)
         except TrialFailed as error:
             return Failed(stage=error.stage, reason=error.what, evidence=str(error.value or ""))
 
-    def put(self, plan: Plan, reference_seconds: float, *, as_deployed: bool = False) -> Put:
+    def put(
+        self, plan: Plan, reference_seconds: float, *, as_deployed: bool = False,
+        until: float = inf,
+    ) -> Put:  # fmt: skip
         """Put a plan on in the worker, calibrating what has not been calibrated."""
-        deadline = 300 + 10 * reference_seconds
+        deadline = _within(300 + 10 * reference_seconds, until)
         # Warmed on the last call: the first timed one must meet a prompt that no cache has seen.
         put = self._worker.put(
             plan, self._artifacts(plan), self.calls[-1], deadline, as_deployed=as_deployed
@@ -72,21 +82,30 @@ class Race:
         self._learned(plan, put.artifacts)
         return put
 
-    def _run(self, plan: Plan, limits: Limits, calls: list[tuple[Prompt, ...]]) -> Outcome:
-        deadline = 60 + 6 * limits.reference_seconds
-        put = self.put(plan, limits.reference_seconds)
-        render = self._worker.render
-        before = render("baseline", calls[0], deadline, save=False)
-        samples = list(render("candidate", calls[0], deadline))
+    def _run(
+        self, plan: Plan, limits: Limits, calls: list[tuple[Prompt, ...]], until: float
+    ) -> Outcome:
+        def render(which: Which, call: tuple[Prompt, ...]) -> list[Sample]:
+            deadline = _within(60 + 6 * limits.reference_seconds, until)
+            return self._worker.render(which, call, deadline, save=which == "candidate")
+
+        put = self.put(plan, limits.reference_seconds, until=until)
+        before = render("baseline", calls[0])
+        samples = render("candidate", calls[0])
         lost = _too_slow(samples[0].seconds / before[0].seconds, limits)
         for call in calls[1:] if lost is None else ():
-            samples += render("candidate", call, deadline)
+            samples += render("candidate", call)
             lost = _too_far(samples, limits)
             if lost is not None:
                 break
         # A plan that already lost is not worth another untouched call.
-        after = before if lost else render("baseline", calls[-1], deadline, save=False)
+        after = before if lost else render("baseline", calls[-1])
         return _measured(put, samples, before[0].seconds, after[0].seconds, lost)
+
+
+def _within(seconds: float, until: float) -> float:
+    """Return the seconds that a request may take, fewer where `until` comes before."""
+    return max(1.0, min(seconds, until - time.monotonic()))
 
 
 def _measured(
@@ -113,7 +132,7 @@ def _too_slow(ratio: float, limits: Limits) -> str | None:
     if budget is not None and optimistic > budget:
         return f"at best {optimistic:.2f} s, over the budget"
     best = limits.best_seconds
-    if limits.goal.prefer == "speed" and best is not None and optimistic > best:
+    if not limits.goal.by_quality and best is not None and optimistic > best:
         return f"at best {optimistic:.2f} s, slower than the best"
     return None
 
@@ -124,7 +143,7 @@ def _too_far(samples: Sequence[Sample], limits: Limits) -> str | None:
     cap = limits.goal.max_lpips
     if cap is not None and _surely_above(seen, cap):
         return f"LPIPS {fmean(seen):.3f} after {len(seen)} prompts, over the cap"
-    if limits.goal.prefer == "quality" and limits.best:
+    if limits.goal.by_quality and limits.best:
         behind = [a - b for a, b in zip(seen, limits.best, strict=False)]
         if _surely_above(behind, _VISIBLE):
             return f"LPIPS behind the best by {fmean(behind):.3f} after {len(seen)} prompts"

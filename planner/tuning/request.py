@@ -56,9 +56,10 @@ class TuneRequest(Noun):
 
     @property
     def label(self) -> str:
-        """Return a folder name for the model, such as shapes."""
-        name = Path(self.source.model).name.split(":")[-1]
-        return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).lower()
+        """Return a folder name for the model, such as shapes; for a folder its real name."""
+        model = Path(self.source.model).expanduser()
+        name = model.resolve().name if model.is_dir() else model.name.split(":")[-1]
+        return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).lower() or "model"
 
 
 class TuneResult(Noun):

@@ -23,6 +23,9 @@ from planner.tuning.study import Study
 _BOUGHT_CALLS = 3
 """Calls on which the winner less one pass is measured: enough for a ratio, not for a verdict."""
 
+_OVERTIME = 60.0
+"""Seconds, besides ten untouched calls, that the last trial may take longer than is left."""
+
 
 class Search:
     """Runs trials for one goal inside a deadline; every outcome is told and written."""
@@ -53,32 +56,51 @@ class Search:
             done = [t for t in self.session.trials() if t.origin != "bought"]
             if self.session.request.trials is not None and len(done) >= self.session.request.trials:
                 return f"{len(done)} trials, as asked"
-            if deadline() < 0.5 * slowest:
+            left = deadline()
+            if left < 0.5 * slowest:
                 return "the search time is used up"
             plan, origin = self._next()
             if plan is None:
                 return "every plan that the sampler proposes has been measured"
-            began = time.monotonic()
-            self.attempt(plan, origin)
-            slowest = max(slowest, time.monotonic() - began)
+            slowest = max(slowest, self.attempt(plan, origin, left).seconds)
 
-    def bought(self, winner: Plan) -> None:
-        """Measure the winner less each of its passes, on fewer prompts: what each one bought."""
-        measured = {trial.plan for trial in self.session.trials()}
+    def bought(self, winner: Plan, deadline: Callable[[], float]) -> None:
+        """Measure the winner less each of its passes, on fewer prompts: what each one bought.
+
+        A rest that the search stopped early or saw fail is measured once more; where `deadline`
+        (seconds left) says stop, the others are left out.
+        """
         for name in winner.names:
             rest = winner.without(name)
-            if rest.passes and rest not in measured and self.graph.why_not(rest) is None:
-                self.attempt(rest, "bought")
+            if not rest.passes or self._known(rest) or self.graph.why_not(rest) is not None:
+                continue
+            if deadline() <= 0:
+                self.progress.say(f"no time is left to measure what {name} and others bought")
+                return
+            self.attempt(rest, "bought", deadline())
 
-    def attempt(self, plan: Plan, origin: Origin) -> Trial:
-        """Measure one plan and write it down; start and end are separate ledger lines."""
+    def _known(self, rest: Plan) -> bool:
+        """Tell whether a plan was measured on enough calls, or asked for as `bought` before."""
+        enough = min(_BOUGHT_CALLS, len(self.race.calls))
+        tried = [trial for trial in self.session.trials() if trial.plan == rest]
+        return any(
+            t.origin == "bought" or (t.measured and len(t.measured.seconds) >= enough)
+            for t in tried
+        )
+
+    def attempt(self, plan: Plan, origin: Origin, left: float) -> Trial:
+        """Measure one plan and write it down; start and end are separate ledger lines.
+
+        It may take the seconds that are `left` and somewhat more: what began is worth ending.
+        """
         number = self.session.next_number
         self.session.ledger.append("start", {"number": number, "plan": str(plan)})
         began = time.monotonic()
+        left += _OVERTIME + 10 * self.noise.reference_seconds
         if origin == "bought":
-            outcome = self.race.run(plan, self._unlimited(), calls=_BOUGHT_CALLS)
+            outcome = self.race.run(plan, self._unlimited(), calls=_BOUGHT_CALLS, left=left)
         else:
-            outcome = self.race.run(plan, self._limits())
+            outcome = self.race.run(plan, self._limits(), left=left)
         trial = Trial(number=number, plan=plan, outcome=outcome, origin=origin,
                       seconds=time.monotonic() - began)  # fmt: skip
         self.session.ledger.append("trial", trial.model_dump(mode="json"))

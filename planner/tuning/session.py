@@ -35,19 +35,23 @@ class Progress(Protocol):
 class Session:
     """The ledger of one study with what can be derived from it.
 
-    `folder` is <out>/.planner/<model>/<device>/<goal>/.
+    `folder` is <out>/.planner/<model>/<device>/<goal>/; `began` is when this run did, on the
+    monotonic clock: starting a worker and loading are part of it.
     """
 
-    def __init__(self, ledger: Ledger, request: TuneRequest, folder: Path) -> None:
+    def __init__(
+        self, ledger: Ledger, request: TuneRequest, folder: Path, began: float | None = None
+    ) -> None:
         self.ledger, self.request, self.folder = ledger, request, folder
-        self._began = time.monotonic()
-        self._before = self.spent()
+        self._began = time.monotonic() if began is None else began
+        self._before, self._known = self.spent(), len(ledger.trials())
         self._artifacts = {a["key"]: a["artifact"] for a in ledger.bodies("artifact")}
 
     @classmethod
     def begin(
-        cls, request: TuneRequest, case: Case, facts: dict[str, Any], *, resume: bool, fresh: bool
-    ) -> Session:
+        cls, request: TuneRequest, case: Case, facts: dict[str, Any], *, resume: bool, fresh: bool,
+        began: float | None = None,
+    ) -> Session:  # fmt: skip
         """Open the study: a new one, the same one again (`resume`), or afresh beside the old.
 
         Raises `UsageError` when a study exists and neither was asked for, or when the one that
@@ -59,7 +63,7 @@ class Session:
         if not (resume and path.exists()):
             ledger = Ledger.create(path, body, fresh=fresh)
             _set_aside(folder / "images")
-            return cls(ledger, request, folder)
+            return cls(ledger, request, folder, began)
         ledger = Ledger.open(path)
         found = differences(_identity(request, case), ledger.study)
         if found:
@@ -69,7 +73,7 @@ class Session:
                 value=str(folder),
                 way_out="ask for the same, or start over with --fresh",
             )
-        session = cls(ledger, request, folder)
+        session = cls(ledger, request, folder, began)
         for body in ledger.lost():
             ledger.append("lost", {"number": body["number"], "plan": body["plan"]})
         return session
@@ -115,6 +119,11 @@ class Session:
     def trials(self) -> list[Trial]:
         """Return the finished trials."""
         return self.ledger.trials()
+
+    @property
+    def trials_of_this_run(self) -> int:
+        """Return how many trials this run has finished."""
+        return len(self.ledger.trials()) - self._known
 
     def keep(self, sample: Sample, role: str) -> Sample:
         """Write one finished sample under a role."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import time
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from planner.case.device import Device
 from planner.case.goal import Goal
 from planner.errors import Interrupted, NoPlanMeetsGoal, NotCertified, UsageError
 from planner.plans.graph import Graph, build
@@ -19,7 +21,7 @@ from planner.tuning.choose import fastest, incumbent
 from planner.tuning.conclude import certificate, evidence, policy_path, rounds_of_trial, write
 from planner.tuning.estimate import estimate, reserve
 from planner.tuning.noise import Noise, measure_noise, resolve
-from planner.tuning.policies import Conclusion, make_policy
+from planner.tuning.policies import Conclusion, make_policy, refuse_to_replace
 from planner.tuning.race import Race
 from planner.tuning.request import TuneRequest, TuneResult, goal_slug
 from planner.tuning.search import Search
@@ -35,17 +37,20 @@ def run(
     Raises `NoPlanMeetsGoal`, `NotCertified` and `Interrupted` with the study kept, `UsageError`
     for a cap below the noise floor or another study in the same place.
     """
+    began = time.monotonic()
     device = backend(request.source.device).describe()
     folder = study_folder(request, device)
     if not (resume or fresh):  # before anything is loaded, which may take minutes
         refuse_existing(folder / "ledger.jsonl")
+    if not fresh:
+        refuse_to_replace(_policy_path(request, device), request)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot write to {folder} ({error.strerror})", value=str(folder),
                          way_out="choose another folder with --out") from error  # fmt: skip
     try:
-        return _run(request, progress, folder, resume=resume, fresh=fresh)
+        return _run(request, progress, folder, began, resume=resume, fresh=fresh)
     except KeyboardInterrupt as error:
         raise Interrupted(
             f"stopped; every finished measurement is kept in {folder}",
@@ -54,15 +59,16 @@ def run(
 
 
 def _run(
-    request: TuneRequest, progress: Progress, folder: Path, *, resume: bool, fresh: bool
-) -> TuneResult:
+    request: TuneRequest, progress: Progress, folder: Path, began: float, *, resume: bool,
+    fresh: bool,
+) -> TuneResult:  # fmt: skip
     images, log = folder / "images", folder / "worker.log"
     with Supervisor(request.source, request.workload, images, log=log) as worker:
         graph = build(
             worker.case, with_=request.with_passes, without=request.without_passes
         )
         session = Session.begin(
-            request, worker.case, _facts(request, graph), resume=resume, fresh=fresh
+            request, worker.case, _facts(request, graph), resume=resume, fresh=fresh, began=began
         )
         with closing(session.ledger):
             return Tuning(session, worker, graph, progress).run()
@@ -94,8 +100,15 @@ class Tuning:
         self.progress.say(f"search ended: {ended}; best: {search.best()}")
         if incumbent(self.session.trials(), goal, noise.reference_seconds) is None:
             raise self._nothing_found(noise, goal)
-        conclusion = self._conclude(search, noise, goal)
-        return self._write(conclusion)
+        conclusion = self._conclude(noise, goal)
+        policy = self._write(conclusion)
+        # The policy first: what its passes bought is for the page alone.
+        search.bought(
+            conclusion.plan, lambda: self.request.search_seconds - self.session.elapsed
+        )
+        result = self._result(conclusion, str(policy))
+        self._end(conclusion.status, result)
+        return result
 
     def reserve(self, noise: Noise) -> float:
         """Return the seconds that are kept for the certificate and what follows it."""
@@ -130,39 +143,34 @@ class Tuning:
             "s are reserved for the certificate"
         )
 
-    def _conclude(self, search: Search, noise: Noise, goal: Goal) -> Conclusion:
+    def _conclude(self, noise: Noise, goal: Goal) -> Conclusion:
         """Certify, or take the search's word where no certificate was asked for."""
-        trials = self.session.trials()
+        trials = [trial for trial in self.session.trials() if trial.origin != "bought"]
         if not self.request.certify:
             found = incumbent(trials, goal, noise.reference_seconds)
             assert found is not None
             rounds = rounds_of_trial(found[0])
             plan = found[0].plan
-            search.bought(plan)
-            facts = evidence(plan, rounds, noise, goal, self.session.trials(), None)
+            facts = evidence(plan, rounds, noise, goal, trials, None)
             return Conclusion(plan=plan, status="measured", goal=goal, evidence=facts)
         tests = Certification(self.session, self.worker, self.race, goal, noise, self.progress)
         verdicts, rounds = tests.run()
         passed = next((verdict for verdict in verdicts if verdict.passed), None)
         if passed is None:
             raise self._not_certified(goal, [v.stopped_early or "" for v in verdicts])
-        search.bought(passed.plan)
         facts = evidence(
-            passed.plan, rounds, noise, goal, self.session.trials(),
+            passed.plan, rounds, noise, goal, trials,
             certificate(verdicts, tests.plans, self.request.split, tests.openings),
             level=1 - passed.alpha_each, put=tests.put,
         )  # fmt: skip
         return Conclusion(plan=passed.plan, status="certified", goal=goal, evidence=facts)
 
-    def _write(self, conclusion: Conclusion) -> TuneResult:
-        path = policy_path(self.request.out, self.request.label, self.worker.case.device.slug,
-                           goal_slug(self.request.goal))  # fmt: skip
+    def _write(self, conclusion: Conclusion) -> Path:
+        path = _policy_path(self.request, self.worker.case.device)
         artifacts = self.session.artifacts(conclusion.plan)
         policy = make_policy(conclusion, self.worker.case, self.session, artifacts)
         write(policy, path)
-        result = self._result(conclusion, str(path))
-        self._end(conclusion.status, result)
-        return result
+        return path
 
     def _result(self, conclusion: Conclusion, policy: str) -> TuneResult:
         facts = conclusion.evidence
@@ -181,7 +189,7 @@ class Tuning:
     def _shares(self) -> dict[str, float]:
         """Return the share of steady calls in this run's time, and the overhead of a trial."""
         steady = self.worker.pipeline_seconds / max(self.session.this_run, 1e-9)
-        overhead = self.worker.overhead_seconds / max(1, len(self.session.trials()))
+        overhead = self.worker.overhead_seconds / max(1, self.session.trials_of_this_run)
         return {
             "share_in_pipeline": round(steady, 3),
             "overhead_seconds_per_trial": round(overhead, 2),
@@ -216,6 +224,10 @@ class Tuning:
             f"unseen prompts ({why})",
             way_out="raise a limit, or give --no-certify for a policy of status measured",
         )
+
+
+def _policy_path(request: TuneRequest, device: Device) -> Path:
+    return policy_path(request.out, request.label, device.slug, goal_slug(request.goal))
 
 
 def _facts(request: TuneRequest, graph: Graph) -> dict[str, Any]:
