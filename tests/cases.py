@@ -17,6 +17,7 @@ TRAITS = Traits(
     cacheable=True,
     compilable=True,
     branches=("cond", "uncond"),
+    prompt_arguments=("prompt", "prompt_2", "device"),
 )
 
 
@@ -29,7 +30,8 @@ def flux_case(*, guidance: str = "sequential", traits: Traits = TRAITS, **call: 
     return Case(
         model=Model(id="flux", pipeline="FluxPipeline", components={}, traits=traits),
         device=Device(
-            kind="cpu", name="a cpu", memory_bytes=2**33, features=("avx2", "avx512_vnni")
+            kind="cpu", name="a cpu", memory_bytes=2**33,
+            features=("avx2", "avx512_vnni", "int8:fbgemm"),
         ),
         workload=Workload.model_validate(
             {"call": arguments | call, "guidance": guidance, "prompts": "0" * 64}

@@ -3,17 +3,21 @@
 import json
 import math
 import re
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
+from planner.case.model import Traits
 from planner.case.work import Work
 from planner.errors import UsageError
 from planner.passes import registry
 from planner.passes.base import Domain, Fidelity, Pass, domains, nothing
+from planner.plans.graph import build
 from planner.plans.plan import Plan
+from planner.run.apply import LeavesCaseWarning
 from tests.passes.driving import Bench, Executed, leftovers, shared_bench
 
 NAMES = tuple(registry.names())
@@ -209,6 +213,35 @@ def test_statistics_are_json_scalars_and_observe_is_content(one: Pass, clean: Be
         assert handle.complaints() == {}
     assert json.loads(json.dumps(statistics, allow_nan=False)) == statistics
     assert all(isinstance(v, str | int | float | bool | None) for v in statistics.values())
+
+
+def test_an_image_depends_on_its_neighbours_only_where_the_pass_says_so(
+    one: Pass, clean: Bench
+) -> None:
+    def first(neighbour: str, seed: int) -> torch.Tensor:
+        with clean.put({one.name: middling(one, clean)}):
+            generators = [torch.Generator().manual_seed(s) for s in (0, seed)]
+            prompts: Any = ["a red circle", neighbour]
+            return clean.draw(prompts, generator=generators, negative_prompt=["", ""])[0]
+
+    with warnings.catch_warnings():  # the plan was measured for one image a call
+        warnings.simplefilter("ignore", LeavesCaseWarning)
+        beside, other = first("two blue star", 1), first("green square on a circle", 7)
+    if one.batch_invariant:
+        assert torch.allclose(beside, other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_graph_answers_for_the_pass_alone(one: Pass, bench: Bench) -> None:
+    graph = build(bench.case)
+    assert graph.why_not(Plan.of({one.name: middling(one, bench)})) is None
+    broken = bench.case.model_copy(update={
+        "model": bench.case.model.model_copy(update={
+            "components": {}, "traits": Traits(denoiser="unet", denoiser_class="Strange"),
+        }),
+        "workload": bench.case.workload.model_copy(update={"guidance": "none"}),
+    })  # fmt: skip
+    why = build(broken).why_not(Plan.of({one.name: middling(one, bench)}))
+    assert SENTENCE.match(str(why)) if one.missing(broken) else why is None
 
 
 def test_twenty_times_on_and_off_leave_nothing_and_grow_nothing(one: Pass, clean: Bench) -> None:

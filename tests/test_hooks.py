@@ -1,5 +1,7 @@
 """Branches, state per branch, the block stack, and curves through few points."""
 
+import copy
+import inspect
 from typing import Any
 
 import pytest
@@ -43,6 +45,59 @@ def test_a_branch_that_resumes_after_skipped_steps_starts_with_an_empty_state() 
     assert states["cond"] == [5, 6]
     clock.step = 0  # another call, without a reset in between
     assert states["cond"] == []
+
+
+class Sampler:
+    def __init__(self) -> None:
+        self.timesteps = [3, 2, 1]
+        self.taken: list[Any] = []
+
+    def set_timesteps(self, count: int) -> None:
+        self.timesteps = list(range(count))
+
+    def step(self, sample: Any, generator: Any = None) -> None:
+        self.taken.append((sample, generator))
+
+
+def test_the_clock_leaves_a_schedulers_signature_as_pipelines_read_it() -> None:
+    sampler, clock = Sampler(), StepClock()
+    detach = clock.attach(sampler)
+    assert list(inspect.signature(sampler.step).parameters) == ["sample", "generator"]
+    assert list(inspect.signature(sampler.set_timesteps).parameters) == ["count"]
+    sampler.step("x", generator="g")
+    assert sampler.taken == [("x", "g")] and clock.step == 1
+    detach()
+    assert vars(sampler).keys() == {"timesteps", "taken"}
+
+
+def test_a_copied_scheduler_steps_itself_and_not_the_clock() -> None:
+    sampler, clock = Sampler(), StepClock()
+    clock.attach(sampler)
+    other = copy.deepcopy(sampler)
+    other.step("x")
+    assert (len(other.taken), len(sampler.taken), clock.step) == (1, 0, 0)
+
+
+def test_two_clocks_on_one_scheduler_come_off_in_reverse_order() -> None:
+    sampler, outer, inner = Sampler(), StepClock(), StepClock()
+    first = outer.attach(sampler)
+    second = inner.attach(sampler)
+    sampler.step("x")
+    second()
+    sampler.step("y")
+    first()
+    assert (outer.step, inner.step) == (2, 1) and "step" not in vars(sampler)
+
+
+def test_the_clock_begins_again_with_new_timesteps_and_knows_a_late_beginning() -> None:
+    sampler, clock = Sampler(), StepClock()
+    clock.attach(sampler)
+    with clock.call():
+        sampler.step("x")
+        sampler.set_timesteps(5)
+        assert (clock.step, clock.total) == (0, 5)
+        sampler.begin_index = 2  # type: ignore[attr-defined]
+        assert clock.total == 3
 
 
 def test_branches_do_not_share_state() -> None:

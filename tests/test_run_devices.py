@@ -1,5 +1,6 @@
 """Processors: what they say of themselves, and what they refuse to invent."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from planner.run.devices.fake import FakeBackend
 def test_a_cpu_names_itself_and_its_libraries() -> None:
     device = backend("cpu").describe()
     assert device.kind == device.slug == "cpu" and device.name and device.threads >= 1
-    assert device.libraries.keys() == {"planner", "torch", "diffusers", "transformers"}
+    assert device.libraries.keys() == {"planner", "torch", "diffusers", "transformers"} | (
+        {"onnxruntime"} if find_spec("onnxruntime") else set()
+    )
     assert device == backend("cpu").describe() and device.memory_bytes > 2**28
 
 

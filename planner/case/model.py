@@ -20,7 +20,8 @@ class Traits(Noun):
 
     `denoiser` is the component that is called at every step; `block_classes` its repeated
     blocks, `blocks` how many of them; `cacheable` whether diffusers has registered those blocks
-    for its caches; `branches` the names given to `cache_context`, in calling order.
+    for its caches; `branches` the names given to `cache_context`, in calling order;
+    `prompt_arguments` what its `encode_prompt` takes, none where it has no such method.
     """
 
     denoiser: str
@@ -30,6 +31,7 @@ class Traits(Noun):
     cacheable: bool = False
     compilable: bool = False
     branches: tuple[str, ...] = ()
+    prompt_arguments: tuple[str, ...] = ()
 
 
 class Model(Noun):

@@ -6,8 +6,10 @@ solver that calls twice or an exception in the middle of a run cannot shift it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 
@@ -29,7 +31,8 @@ class StepClock:
     def total(self) -> int:
         """Return the number of denoising steps of the running call."""
         timesteps = getattr(self._scheduler, "timesteps", None)
-        return 0 if timesteps is None else len(timesteps)
+        skipped = getattr(self._scheduler, "begin_index", None) or 0  # image-to-image starts later
+        return 0 if timesteps is None else max(0, len(timesteps) - skipped)
 
     def on_reset(self, reset: Callable[[], None]) -> Callable[[], None]:
         """Register a function that clears a hook's state; returns its unregistration."""
@@ -37,26 +40,24 @@ class StepClock:
         return lambda: self._resets.remove(reset)
 
     def attach(self, scheduler: Any) -> Callable[[], None]:
-        """Count this scheduler's steps from now on; returns the undo."""
-        original = scheduler.step
+        """Count this scheduler's steps from now on; returns the undo.
 
-        def step(*args: Any, **kwargs: Any) -> Any:
-            result = original(*args, **kwargs)
-            self.step += 1
-            return result
-
-        had_own = "step" in vars(scheduler)
-        scheduler.step = step
+        New timesteps in the middle of a call (a video made chunk by chunk) count from zero again.
+        """
+        undo = [_after(scheduler, "step", self._stepped)]
+        if hasattr(scheduler, "set_timesteps"):
+            undo.append(_after(scheduler, "set_timesteps", self._reset))
         self._scheduler = scheduler
 
         def detach() -> None:
-            if had_own:
-                scheduler.step = original
-            else:
-                del scheduler.step
+            while undo:
+                undo.pop()()
             self._scheduler = None
 
         return detach
+
+    def _stepped(self) -> None:
+        self.step += 1
 
     @contextmanager
     def call(self) -> Iterator[None]:
@@ -73,3 +74,34 @@ class StepClock:
         self.step = 0
         for reset in self._resets:
             reset()
+
+
+def _after(scheduler: Any, name: str, then: Callable[[], None]) -> Callable[[], None]:
+    """Call `then` after every call of a scheduler's method; returns the undo.
+
+    Pipelines look at the method's signature to learn what it takes, and some copy the scheduler:
+    the signature stays, and a copy calls its own method and nothing more.
+    """
+    bound = getattr(scheduler, name)
+    inner = getattr(bound, "__func__", None)
+    if inner is None:  # a plain function somebody set on the instance
+        def inner(_: Any, *args: Any, **kwargs: Any) -> Any:
+            return bound(*args, **kwargs)
+
+    @functools.wraps(inner)
+    def method(own: Any, *args: Any, **kwargs: Any) -> Any:
+        result = inner(own, *args, **kwargs)
+        if own is scheduler:
+            then()
+        return result
+
+    had = vars(scheduler).get(name)
+    setattr(scheduler, name, MethodType(method, scheduler))
+
+    def undo() -> None:
+        if had is None:
+            delattr(scheduler, name)
+        else:
+            setattr(scheduler, name, had)
+
+    return undo

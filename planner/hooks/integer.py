@@ -26,7 +26,7 @@ def engine_for(device: str, wanted: str = "auto") -> str:
 
     Raises `UsageError` for a wish that this device or installation cannot fulfil.
     """
-    possible = ["torchao"] if device == "cuda" else list(_cpu_engines())
+    possible = ["torchao"] if device == "cuda" else list(cpu_engines())
     if wanted == "auto" and possible:
         return possible[0]
     if wanted in possible:
@@ -36,7 +36,8 @@ def engine_for(device: str, wanted: str = "auto") -> str:
                      way_out=f"this installation has {found}")  # fmt: skip
 
 
-def _cpu_engines() -> Iterator[str]:
+def cpu_engines() -> Iterator[str]:
+    """Yield the INT8 kernels that this installation has for the CPU, the preferred one first."""
     from importlib.util import find_spec
 
     import torch
@@ -176,5 +177,6 @@ def _torchao(layer: Any) -> Any:
     copy = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
     copy.weight = torch.nn.Parameter(layer.weight.detach(), requires_grad=False)
     holder = torch.nn.Sequential(copy)
-    quantize_(holder, Int8DynamicActivationInt8WeightConfig())
+    # Its inductor flags are the whole process's: undo could not take them back.
+    quantize_(holder, Int8DynamicActivationInt8WeightConfig(set_inductor_config=False))
     return holder[0].weight

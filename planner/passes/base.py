@@ -132,6 +132,19 @@ class Need(NamedTuple):
     source: str
 
 
+def one_denoiser(name: str) -> Need:
+    """Return the need that one model denoises: a pass on the first of two experts is half on."""
+
+    def _one_denoiser(case: Case) -> str | None:
+        second = [part for part in ("transformer_2", "unet_2") if part in case.model.components]
+        if not second:
+            return None
+        first = case.model.traits.denoiser
+        return f"{name} needs one denoiser; this pipeline has {first} and {second[0]}"
+
+    return Need(_one_denoiser, "diffusers WanPipeline: transformer_2 denoises below boundary_ratio")
+
+
 class Avoid(NamedTuple):
     """A rare clash with another pass, declared on one side only.
 
@@ -151,7 +164,9 @@ class Context:
 
     `plan` is the whole plan as (name, settings) pairs; `artifact` what `calibrate` returned for
     this pass; `memo` survives a removal, so that putting the same thing on again is cheap
-    (packed weights, compiled code); `statistics` is this pass's own mutable counters, cleared
+    (packed weights, compiled code); `kept` survives only a suspension of the plan, so that a plan
+    that is timed beside the untouched pipeline knows what a deployed one would (conditionings of
+    earlier calls); `statistics` is this pass's own mutable counters, cleared
     by the handle at the start of every pipeline call only where the pass asks for it.
     """
 
@@ -160,6 +175,7 @@ class Context:
     plan: tuple[tuple[str, Settings], ...] = ()
     artifact: Artifact | None = None
     memo: dict[str, Any] = field(default_factory=dict)
+    kept: dict[str, Any] = field(default_factory=dict)
     statistics: Statistics = field(default_factory=dict)
 
 

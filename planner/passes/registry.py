@@ -12,12 +12,21 @@ from planner.errors import PlannerError, UsageError, nearest
 from planner.passes.base import Family, Pass, Settings
 
 _ROOT = Path(__file__).parent
+_OWN = ("base", "registry")
+"""Files beside the family folders that hold no pass."""
 
 
 @cache
 def names() -> dict[str, str]:
     """Return pass name → module path, from the file names alone: nothing is imported."""
     found: dict[str, str] = {}
+    families = {family.value for family in Family}
+    for file in sorted((*_ROOT.glob("*.py"), *_ROOT.glob("*/*.py"))):
+        folder = file.parent.name if file.parent != _ROOT else ""
+        if file.stem not in _OWN and not file.stem.startswith("_") and folder not in families:
+            raise PlannerError(f"pass file {folder}/{file.name} is in no family's folder",
+                               value=str(file.relative_to(_ROOT)),
+                               way_out="move it into one of " + ", ".join(families))  # fmt: skip
     for family in Family:
         for file in sorted((_ROOT / family.value).glob("*.py")):
             if file.stem.startswith("_"):
@@ -35,7 +44,11 @@ def get(name: str) -> Pass:
     if name not in names():
         way_out = nearest(name, names())
         raise UsageError(f"no pass is called {name!r}", value=name, way_out=way_out)
-    module = importlib.import_module(names()[name])
+    try:
+        module = importlib.import_module(names()[name])
+    except Exception as error:
+        raise PlannerError(f"pass file {name}.py cannot be imported ({error})", value=name,
+                           way_out="mend the file or take it away") from error  # fmt: skip
     found = getattr(module, "PASS", None)
     where = names()[name].rpartition(".")[0].rpartition(".")[2]
     if not isinstance(found, Pass):

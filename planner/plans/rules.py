@@ -136,6 +136,14 @@ def _reuse_attention_compile(case: Case, stack: Stack) -> str | None:
     return None
 
 
+def _quantized_without_compile(case: Case, stack: Stack) -> str | None:
+    quantized = _names(stack, lambda one: one.stage is Stage.QUANTIZE)
+    compiled = _names(stack, lambda one: one.stage is Stage.COMPILE)
+    if case.device.kind != "cuda" or not quantized or compiled:
+        return None
+    return f"{quantized[0]} without compilation may be slower than no quantization on CUDA"
+
+
 RULES = (
     Rule(
         "empty stretch",
@@ -156,6 +164,12 @@ RULES = (
         "more steps than the reference",
         _more_steps,
         "distance is measured to the reference's own images",
+        "slower",
+    ),
+    Rule(
+        "quantized without compilation",
+        _quantized_without_compile,
+        "torchao: dynamic quantization pays for its scales only in fused kernels",
         "slower",
     ),
     Rule(

@@ -78,6 +78,7 @@ class Handle:
         self._artifacts, self._memo = artifacts, memo
         self._stack = ExitStack()
         self._contexts: dict[str, Context] = {}
+        self._kept: dict[str, dict[str, Any]] = {}
         self._stats: dict[str, Statistics] = {}
         self._warned: set[str] = set()
         self._busy = threading.Lock()
@@ -114,6 +115,7 @@ class Handle:
         """
         with self._alone():
             self._take_off()
+            self._kept.clear()
 
     @contextmanager
     def suspended(self) -> Iterator[Any]:
@@ -179,6 +181,7 @@ class Handle:
             plan=tuple(self._settings.items()),
             artifact=self._artifacts.get(entry.name),
             memo=self._memo.setdefault(entry.name, {}),
+            kept=self._kept.setdefault(entry.name, {}),
         )
         self._contexts[entry.name] = context
         try:

@@ -11,7 +11,8 @@ from typing import Any
 from planner.case.model import Traits
 from planner.case.noun import Scalar
 from planner.case.workload import Guidance
-from planner.hooks.blocks import denoiser_name, denoiser_of
+from planner.errors import UsageError
+from planner.hooks.blocks import denoiser_name, denoiser_of, segments
 
 _BRANCH = re.compile(r"cache_context\(\s*[\"'](\w+)[\"']")
 
@@ -19,15 +20,11 @@ _BRANCH = re.compile(r"cache_context\(\s*[\"'](\w+)[\"']")
 def traits_of(pipeline: Any) -> Traits:
     """Return the structure of a pipeline's denoiser and the branches it is called in.
 
-    The repeated blocks are those that the class declares (`_repeated_blocks`) or, where it
-    declares none, those that diffusers has registered for its caches.
+    The repeated blocks are those of the lists that passes work on: see `hooks.blocks.segments`.
     """
     name, module = denoiser_name(pipeline), denoiser_of(pipeline)
     declared = tuple(getattr(module, "_repeated_blocks", None) or ())
-    blocks = [
-        block for block in _listed(module)
-        if type(block).__name__ in declared or (not declared and _registered(type(block)))
-    ]  # fmt: skip
+    blocks = _blocks(module)
     registered = all(_registered(type(block)) for block in blocks)
     return Traits(
         denoiser=name,
@@ -37,6 +34,7 @@ def traits_of(pipeline: Any) -> Traits:
         cacheable=bool(blocks) and hasattr(module, "enable_cache") and registered,
         compilable=bool(declared),
         branches=_branches(_class(pipeline)),
+        prompt_arguments=_prompt_arguments(pipeline),
     )
 
 
@@ -69,12 +67,21 @@ def _embeds_guidance(pipeline: Any) -> bool:
     return bool(config.get("guidance_embeds")) or config.get("time_cond_proj_dim") is not None
 
 
-def _listed(module: Any) -> list[Any]:
-    """Return the entries of every ModuleList inside the module, in order."""
-    import torch
+def _blocks(denoiser: Any) -> list[Any]:
+    """Return the blocks that passes can work on, in calling order; none where there is no list."""
+    try:
+        found = segments(denoiser)
+    except UsageError:
+        return []
+    return [block for part in found for block in part.blocks]
 
-    lists = (part for part in module.modules() if isinstance(part, torch.nn.ModuleList))
-    return [entry for part in lists for entry in part]
+
+def _prompt_arguments(pipeline: Any) -> tuple[str, ...]:
+    """Return the parameters of the pipeline's `encode_prompt`."""
+    encode = getattr(type(pipeline), "encode_prompt", None)
+    if encode is None:
+        return ()
+    return tuple(name for name in inspect.signature(encode).parameters if name != "self")
 
 
 def _registered(kind: type) -> bool:

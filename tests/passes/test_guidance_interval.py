@@ -14,7 +14,8 @@ def test_the_whole_schedule_draws_the_untouched_image(bench: Bench) -> None:
     with bench.put({"guidance_interval": {"start": 0.0, "stop": 1.0}}) as handle:
         assert torch.equal(bench.draw(), bench.untouched)
         assert handle.stats["guidance_interval"]["reused"] == 0
-        assert handle.complaints() == {}
+        said = handle.complaints()["guidance_interval"]
+        assert said == "guidance_interval left out no unconditional forward of 10; 0 expected"
 
 
 def test_no_step_at_all_draws_what_the_pipeline_draws_without_guidance(bench: Bench) -> None:
@@ -54,4 +55,4 @@ def test_an_interval_that_leaves_out_nothing_it_should_is_reported(bench: Bench)
     assert INTERVAL.observe is not None
     counters = {"computed_cond": 10, "reused_uncond": 0}
     said = INTERVAL.observe(GuidanceIntervalSettings(stop=0.5), counters, bench.case.workload)
-    assert said == "guidance_interval left out no unconditional forward, 5 were expected"
+    assert said == "guidance_interval left out no unconditional forward of 10; 5 expected"

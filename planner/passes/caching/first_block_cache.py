@@ -36,6 +36,7 @@ from planner.passes.base import (
     Statistics,
     Undo,
     knob,
+    one_denoiser,
 )
 
 
@@ -82,8 +83,12 @@ def apply(pipeline: Any, settings: FirstBlockCacheSettings, context: Context) ->
     from diffusers.hooks.first_block_cache import _FBC_LEADER_BLOCK_HOOK
 
     denoiser = denoiser_of(pipeline)
-    denoiser.enable_cache(FirstBlockCacheConfig(threshold=settings.threshold))
     blocks = [block for part in segments(denoiser) for block in part.blocks]
+    try:
+        denoiser.enable_cache(FirstBlockCacheConfig(threshold=settings.threshold))
+    except BaseException:
+        _clear(blocks)  # the library may have put its hooks on some blocks already
+        raise
     leader = blocks[0]._diffusers_hook.get_hook(_FBC_LEADER_BLOCK_HOOK)
     observer = _Observer(leader, Tally(context.statistics, context.clock), context.clock)
     detach = attach(denoiser, blocks[0], observer, "planner_first_block_cache")
@@ -102,6 +107,18 @@ def apply(pipeline: Any, settings: FirstBlockCacheSettings, context: Context) ->
             drop_empty_registry(block)
 
     return undo
+
+
+def _clear(blocks: list[Any]) -> None:
+    """Take the library's hooks off blocks where it did not get as far as its own clean-up."""
+    from diffusers.hooks.first_block_cache import _FBC_BLOCK_HOOK, _FBC_LEADER_BLOCK_HOOK
+
+    for block in blocks:
+        registry = vars(block).get("_diffusers_hook")
+        for name in (_FBC_LEADER_BLOCK_HOOK, _FBC_BLOCK_HOOK):
+            if registry is not None and name in registry.hooks:
+                registry.remove_hook(name, recurse=False)
+        drop_empty_registry(block)
 
 
 def effect(work: Work, settings: FirstBlockCacheSettings, telemetry: Telemetry | None) -> Work:
@@ -198,6 +215,7 @@ PASS = Pass(
             "measured: relative error 0.26 on a Flux with ControlNet samples",
         ),
         Need(long_enough("first_block_cache"), _FEW),
+        one_denoiser("first_block_cache"),
     ),
     effect=effect,
     apply=apply,

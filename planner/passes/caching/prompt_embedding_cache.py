@@ -3,11 +3,14 @@
 What it does: remembers the result of `encode_prompt` for its exact arguments, least recently used
 ones out first. A hit returns a copy of the very tensors that the encoders gave: images are equal
 bit by bit.
-When it helps: always for a fixed negative prompt, which is then encoded once and for all; more,
-where users repeat prompts with other seeds. The share of the encoders grows as denoising shrinks.
-What it costs: the embeddings of `entries` texts in memory; microseconds a call.
-When not: timing that repeats one prompt shows a gain that fresh prompts do not have. Calls with
-tensors, images or a LoRA scale among the encoder's arguments pass through uncached.
+When it helps: a fixed negative prompt is encoded once and for all; more, where users repeat
+prompts with other seeds. The share of the encoders grows as denoising shrinks.
+What it costs: the embeddings of `entries` texts in memory; a walk over the encoders' parameters
+a call, so that changed weights or adapters are noticed.
+When not: pipelines that encode prompt and negative prompt in one go, where only whole repeats
+would hit. Timing that repeats one prompt shows a gain that fresh prompts do not have. Calls with
+tensors, images or a LoRA scale among the encoder's arguments pass through uncached. Weights
+changed through `.data` are not noticed.
 Source: diffusers' pipelines, whose `encode_prompt` depends on its arguments and weights alone;
 ComfyUI keeps conditionings between runs in the same way.
 """
@@ -22,6 +25,7 @@ from planner.case.case import Case
 from planner.case.noun import Scalar
 from planner.case.telemetry import Telemetry
 from planner.case.work import Phase, Work
+from planner.case.workload import Workload
 from planner.passes.base import (
     Context,
     Family,
@@ -30,6 +34,7 @@ from planner.passes.base import (
     Pass,
     Settings,
     Stage,
+    Statistics,
     Undo,
     knob,
 )
@@ -51,18 +56,14 @@ class _Cache:
         self._encode: Callable[..., Any] = pipeline.encode_prompt
         self._signature = inspect.signature(self._encode)
         self._entries = entries
-        self._kept: OrderedDict[Any, Any] = OrderedDict()
-        self._encoders: Any = None
+        self._kept: OrderedDict[Any, Any] = context.kept.setdefault("texts", OrderedDict())
+        self._encoders: dict[str, Any] = context.kept.setdefault("encoders", {})
         self._statistics: dict[str, Scalar] = context.statistics
         self._fresh = True
 
     def restart(self) -> None:
         """Count from zero at the next text."""
         self._fresh = True
-
-    def clear(self) -> None:
-        """Forget every text."""
-        self._kept.clear()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         key = self._key(args, kwargs)
@@ -71,8 +72,9 @@ class _Cache:
             return self._encode(*args, **kwargs)
         encoders = fingerprint(self._pipeline)
         if encoders != self._encoders:
-            self.clear()
-            self._encoders = encoders
+            self._kept.clear()
+            self._encoders.clear()
+            self._encoders.update(encoders)
         if key in self._kept:
             self._kept.move_to_end(key)
             self._count("hits")
@@ -112,7 +114,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         inside = tuple(_plain(item) for item in value)
         return _NOT_PLAIN if _NOT_PLAIN in inside else inside
-    return _NOT_PLAIN
+    return () if value == {} else _NOT_PLAIN
 
 
 def copied(value: Any) -> Any:
@@ -126,22 +128,32 @@ def copied(value: Any) -> Any:
     return value
 
 
-def fingerprint(pipeline: Any) -> Any:
-    """Return what tells the text encoders' state apart: identity, weights' versions, adapters."""
+def fingerprint(pipeline: Any) -> dict[str, Any]:
+    """Return what tells the text encoders' state apart: identity, weights, adapters, tokenizers."""
     import torch
 
-    found: list[Any] = []
-    for name, module in sorted(pipeline.components.items()):
-        if not name.startswith("text_encoder") or not isinstance(module, torch.nn.Module):
-            continue
-        weights = [(id(p), 0 if p.is_inference() else p._version) for p in module.parameters()]
-        adapters = [
-            (part.training, str(getattr(part, "scaling", "")), str(getattr(part, "merged", "")),
-             str(getattr(part, "active_adapter", "")))
-            for part in module.modules()
-        ]  # fmt: skip
-        found.append((name, id(module), hash(tuple(weights)), hash(tuple(adapters))))
+    found: dict[str, Any] = {}
+    for name, part in pipeline.components.items():
+        if name.startswith("tokenizer"):
+            found[name] = id(part)
+        elif name.startswith("text_encoder") and isinstance(part, torch.nn.Module):
+            weights = tuple(map(_version, part.parameters()))
+            adapters = tuple(map(_adapter, part.modules()))
+            found[name] = (id(part), hash(weights), hash(adapters))
     return found
+
+
+def _version(weight: Any) -> Any:
+    changes = 0 if weight.is_inference() else weight._version
+    return id(weight), weight.data_ptr(), weight.dtype, weight.device, changes
+
+
+_ADAPTER = ("scaling", "merged_adapters", "_active_adapter", "_disable_adapters")
+
+
+def _adapter(module: Any) -> Any:
+    known = vars(module)  # a module's own lookup of what it has not is slow
+    return module.training, *(str(known.get(name, "")) for name in _ADAPTER)
 
 
 def apply(pipeline: Any, settings: PromptEmbeddingCacheSettings, context: Context) -> Undo:
@@ -153,7 +165,6 @@ def apply(pipeline: Any, settings: PromptEmbeddingCacheSettings, context: Contex
 
     def undo() -> None:
         stop()
-        cache.clear()
         if had is None:
             del vars(pipeline)["encode_prompt"]
         else:
@@ -173,11 +184,36 @@ def effect(work: Work, settings: PromptEmbeddingCacheSettings, telemetry: Teleme
     return Work(phases=tuple(kept(phase) for phase in work.phases))
 
 
+def observe(
+    settings: PromptEmbeddingCacheSettings, statistics: Statistics, workload: Workload
+) -> str | None:
+    """Answer a sentence if every text passed by."""
+    if statistics.get("hits") or statistics.get("misses"):
+        return None
+    passed = statistics.get("bypassed", 0)
+    return f"prompt_embedding_cache kept no text; {passed} had arguments that cannot be compared"
+
+
 def _says_something(case: Case) -> str | None:
     encoders = [name for name in case.model.components if name.startswith("text_encoder")]
     if encoders:
         return None
     return f"prompt_embedding_cache needs a text encoder; {case.model.pipeline} has none"
+
+
+def _separate(case: Case) -> str | None:
+    taken = case.model.traits.prompt_arguments
+    if not taken:
+        return (
+            "prompt_embedding_cache needs a method encode_prompt; "
+            f"{case.model.pipeline} has none"
+        )
+    if "negative_prompt" not in taken:
+        return None
+    return (
+        "prompt_embedding_cache needs prompts that are encoded one by one; "
+        f"{case.model.pipeline} encodes the negative prompt with each of them"
+    )
 
 
 _SOURCE = "diffusers pipelines: encode_prompt is a function of its arguments alone"
@@ -190,8 +226,9 @@ PASS = Pass(
     source=_SOURCE,
     settings=PromptEmbeddingCacheSettings,
     owns=("pipeline.encode_prompt",),
-    needs=(Need(_says_something, _SOURCE),),
+    needs=(Need(_says_something, _SOURCE), Need(_separate, _SOURCE)),
     effect=effect,
     apply=apply,
+    observe=observe,
     batch_invariant=True,
 )

@@ -6,7 +6,9 @@ skipped and what it last added (image and text tokens) is added again, above it 
 the sum starts at zero. The first and the last step always run, and so do those before `start`,
 where the layout is settled. Every branch decides for itself.
 When it helps: schedules of 16 steps and more; unlike a first-block cache, a skipped step runs no
-block at all. The polynomial is fitted here, from one reference run.
+block at all. The polynomial is fitted here, from one reference run, with the degree that predicts
+left-out points best; unlike the paper's it is kept from falling, and goes on in proportion beyond
+the fitted range, since a polynomial says nothing there.
 What it costs: the calibration run, one scalar read a forward, two residuals of memory a branch.
 When not: 8 steps or fewer; with ControlNet, VACE or Animate, whose additions between blocks a
 skipped step would add twice; with another cache; coefficients of another checkpoint.
@@ -41,6 +43,7 @@ from planner.passes.base import (
     Statistics,
     Undo,
     knob,
+    one_denoiser,
 )
 
 
@@ -253,6 +256,7 @@ PASS = Pass(
             "measured: relative error 0.26 on a Flux with ControlNet samples",
         ),
         Need(long_enough("tea_cache"), _FEW),
+        one_denoiser("tea_cache"),
     ),
     effect=effect,
     calibrate=calibrate,

@@ -33,6 +33,7 @@ from planner.passes.base import (
     Stage,
     Undo,
     knob,
+    one_denoiser,
 )
 
 MOST_GRAPHS = 64
@@ -117,7 +118,11 @@ PASS = Pass(
     source=_SOURCE,
     settings=CompileBlocksSettings,
     owns=("denoiser.block_code",),
-    needs=(Need(_known_blocks, _SOURCE), Need(_compiler, "torch._inductor.cpp_builder")),
+    needs=(
+        Need(_known_blocks, _SOURCE),
+        Need(_compiler, "torch._inductor.cpp_builder"),
+        one_denoiser("compile_blocks"),
+    ),
     effect=effect,
     apply=apply,
     seeds=({"mode": "default"},),

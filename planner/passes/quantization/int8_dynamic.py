@@ -37,6 +37,7 @@ from planner.passes.base import (
     Statistics,
     Undo,
     knob,
+    one_denoiser,
 )
 
 
@@ -56,12 +57,16 @@ class Int8DynamicSettings(Settings):
     )
 
 
+_SENSITIVE = ("norm", "adaln", "modulation", "img_mod", "txt_mod", "embed")
+"""Parts of a path that lead to conditioning: few rows, large outliers."""
+
+
 def chosen(path: str, settings: Int8DynamicSettings) -> bool:
     """Tell whether a linear layer at this path inside its block is in scope."""
-    parts = path.split(".")
-    if any(part.startswith("norm") for part in parts):
+    parts = path.lower().split(".")
+    if any(word in part for part in parts for word in _SENSITIVE):
         return False
-    attention = any(part.startswith("attn") for part in parts)
+    attention = any("attn" in part for part in parts)
     return settings.scope == "blocks" or attention == (settings.scope == "attention")
 
 
@@ -176,6 +181,16 @@ def _integer_unit(case: Case) -> str | None:
     return None
 
 
+def _kernel(case: Case) -> str | None:
+    if case.device.kind != "cpu" or any(f.startswith("int8:") for f in case.device.features):
+        return None
+    return (
+        "int8_dynamic needs torch's packed INT8 kernels or onnxruntime with onnx on a CPU; "
+        f"here are torch {case.device.libraries.get('torch', 'unknown')} and neither: "
+        "pip install 'diffusion-planner[onnx]'"
+    )
+
+
 def _float32_on_cpu(case: Case) -> str | None:
     if case.device.kind != "cpu" or case.workload.dtype == "float32":
         return None
@@ -204,9 +219,11 @@ PASS = Pass(
     owns=("denoiser.linear_precision",),
     needs=(
         Need(_integer_unit, "FBGEMM and torchao kernels; measured on AVX2"),
+        Need(_kernel, "torch.backends.quantized.supported_engines; onnxruntime on the way on"),
         Need(_float32_on_cpu, "torch.ops.quantized.linear_dynamic takes float32"),
         Need(_fused_adapters, "huggingface/diffusers#10621: fuse LoRA before quantizing"),
         Need(_blocks, "diffusers.hooks TransformerBlockRegistry"),
+        one_denoiser("int8_dynamic"),
     ),
     effect=effect,
     apply=apply,

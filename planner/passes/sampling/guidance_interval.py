@@ -32,6 +32,7 @@ from planner.passes.base import (
     Statistics,
     Undo,
     knob,
+    one_denoiser,
 )
 
 COND, UNCOND = "cond", "uncond"
@@ -39,7 +40,7 @@ COND, UNCOND = "cond", "uncond"
 
 
 class GuidanceIntervalSettings(Settings):
-    """Where guidance begins and ends, as shares of the schedule; never, where start >= stop."""
+    """Where guidance begins and ends, as shares of the schedule."""
 
     start: float = knob(
         0.0, "share of the steps before guidance begins", low=0.0, high=0.5, step=0.05,
@@ -121,12 +122,12 @@ def effect(work: Work, settings: GuidanceIntervalSettings, telemetry: Telemetry 
 def observe(
     settings: GuidanceIntervalSettings, statistics: Statistics, workload: Workload
 ) -> str | None:
-    """Answer a sentence if the interval leaves out steps and yet none was left out."""
+    """Answer a sentence if no unconditional forward was left out."""
     steps = int(statistics.get("computed_cond") or 0)  # the plan's own, which may be fewer
-    expected = sum(not guided(settings, step, steps) for step in range(steps))
-    if expected == 0 or statistics.get("reused_uncond", 0):
+    if statistics.get("reused_uncond", 0):
         return None
-    return f"guidance_interval left out no unconditional forward, {expected} were expected"
+    expected = sum(not guided(settings, step, steps) for step in range(steps))
+    return f"guidance_interval left out no unconditional forward of {steps}; {expected} expected"
 
 
 def _sequential(case: Case) -> str | None:
@@ -158,6 +159,7 @@ PASS = Pass(
     needs=(
         Need(_sequential, _SOURCE),
         Need(_cond_first, "diffusers FluxPipeline.__call__: cache_context(cond), then (uncond)"),
+        one_denoiser("guidance_interval"),
     ),
     effect=effect,
     apply=apply,

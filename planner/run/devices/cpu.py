@@ -7,6 +7,7 @@ import platform
 from pathlib import Path
 
 from planner.case.device import Device
+from planner.hooks.integer import cpu_engines
 from planner.run.devices.base import library_versions
 
 _INTERESTING = frozenset({
@@ -52,8 +53,11 @@ class CpuBackend:
             name=facts.get("model name") or platform.processor() or platform.machine(),
             memory_bytes=memory,
             threads=torch.get_num_threads(),
-            features=tuple(sorted((words & _INTERESTING) | {f"torch:{capability}"})),
-            libraries=library_versions(),
+            features=tuple(sorted(
+                (words & _INTERESTING) | {f"torch:{capability}"}
+                | {f"int8:{engine}" for engine in cpu_engines()}
+            )),
+            libraries=library_versions("onnxruntime"),
         )
 
     def synchronize(self) -> None:
