@@ -262,6 +262,24 @@ def test_a_dropped_pass_file_is_listed_judged_and_searched(
     assert {"planted", "planted.share"} <= set(space(graph, graph.case))
 
 
+@pytest.mark.parametrize("place, said", [
+    ("stray.py", "is in no family's folder"), ("sampling/broken.py", "cannot be imported"),
+])  # fmt: skip
+def test_a_pass_file_that_is_misplaced_or_broken_is_named_and_not_passed_over(
+    place: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = PACKAGE / "passes" / place
+    path.write_text("import nothing_of_that_name\n")
+    _forget()
+    try:
+        assert run(["passes"]) == 1
+    finally:
+        path.unlink()
+        _forget()
+    shown = capsys.readouterr().err
+    assert said in shown and path.stem in shown
+
+
 def _forget() -> None:
     invalidate_caches()
     registry.names.cache_clear()
