@@ -17,7 +17,7 @@ pair := .venv/.torch-$(TORCH)-$(TORCHVISION)
 ready := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tune test lint clean
+.PHONY: help setup tune publish test lint clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
@@ -29,6 +29,12 @@ setup: $(ready) ## make .venv and install planner there (tune, test and lint do 
 tune: export OMP_NUM_THREADS = $(THREADS)
 tune: $(ready) ## search a policy: the embedded model, two seconds an image, into build/
 	$(bin)/planner tune --budget 2s --out build/ $(ARGS)
+
+publish: $(ready) ## put what make tune concluded beside the code: policy, page, the README's picture
+	mkdir -p policies reports
+	cp -r build/policies/shapes policies/
+	cp -r build/reports/shapes reports/
+	$(bin)/python -m planner.reporting.front_picture build/.planner/shapes/cpu/2s reports/shapes/cpu/2s.png
 
 # One thread: the models of the tests are tiny, worker processes run beside the test process, and
 # results must not depend on the number of cores.

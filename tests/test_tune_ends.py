@@ -18,6 +18,7 @@ from planner.run.pipeline import PipelineSource
 from planner.trials.ledger import Ledger
 from planner.tuning.prompts import split_lists
 from planner.tuning.request import TuneRequest
+from planner.tuning.search import Search
 from planner.tuning.session import openings, study_folder
 from planner.tuning.tune import run
 from tests.tiny import tiny_workload
@@ -166,3 +167,16 @@ def test_an_unreached_goal_is_a_json_document_too(
     document = json.loads(said.out)
     assert code == 3 and document["status"] == "none" and document["policy"] is None
     assert "the fastest seen is" in document["error"] and document["way_out"] in said.err
+
+
+def test_an_interrupt_after_the_policy_is_written_ends_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Search, "bought", stop)
+    listener = Listener()
+    result = run(request(tmp_path, Goal(max_lpips=0.9), certify=False), listener)
+    assert result.status == "measured" and read_policy(Path(str(result.policy)))
+    assert listener.lines[-1].startswith("stopped while measuring what each pass bought")

@@ -1,8 +1,12 @@
-"""Draws a study as one PNG for a README: image pairs on the left, the front on the right."""
+"""Draws a study as one PNG for a README: image pairs on the left, the front on the right.
+
+`python -m planner.reporting.front_picture STUDY_FOLDER OUT.png` (`make publish` does it).
+"""
 
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
@@ -179,3 +183,7 @@ def _limits(axes: Axes, goal: Goal, reference: float, highest: float) -> None:
 def _plain(text: str) -> str:
     """Keep dollar signs of a prompt from being read as mathematics."""
     return text.replace("$", r"\$")
+
+
+if __name__ == "__main__":
+    front_picture(Path(sys.argv[2]), Path(sys.argv[1]))

@@ -103,9 +103,12 @@ class Tuning:
         conclusion = self._conclude(noise, goal)
         policy = self._write(conclusion)
         # The policy first: what its passes bought is for the page alone.
-        search.bought(
-            conclusion.plan, lambda: self.request.search_seconds - self.session.elapsed
-        )
+        try:
+            search.bought(
+                conclusion.plan, lambda: self.request.search_seconds - self.session.elapsed
+            )
+        except KeyboardInterrupt:
+            self.progress.say("stopped while measuring what each pass bought; the policy stands")
         result = self._result(conclusion, str(policy))
         self._end(conclusion.status, result)
         return result
