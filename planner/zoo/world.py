@@ -27,11 +27,12 @@ _KIND_ODDS = (0.62, 0.16, 0.08, 0.08, 0.06)
 _TURNS = (-0.2, 0.0, 0.2)
 """Angles of things in radians."""
 
-_GRID = 8
+_GRID = 16
 """Centres lie on multiples of these pixels, radii on multiples of half of them.
 
-The grid is that of the latent patches: outlines that may cross a patch anywhere took more training
-than a CPU gives in hours, and people see no difference.
+The grid is that of the denoiser's tokens: outlines that may cross a token anywhere took more
+training than a CPU gives in hours. What a token shows is then one of hundreds of patterns instead
+of thousands, before surface, light and ground.
 """
 
 _SPLIT_KEY = {"train": 11, "tune": 22, "certify": 33}
@@ -142,7 +143,7 @@ def _spot(rng: np.random.Generator, place: str | None = None) -> tuple[float, fl
     elif place == "center":
         x, y = rng.uniform(56, 72, 2)
     else:
-        near, along = rng.uniform(22, 38), rng.uniform(44, 84)
+        near, along = rng.uniform(25, 38), rng.uniform(44, 84)
         x, y = (near, along) if place in ("left", "right") else (along, near)
         x = SIZE - x if place == "right" else x
         y = SIZE - y if place == "bottom" else y
