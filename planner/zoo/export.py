@@ -69,7 +69,9 @@ def main() -> None:
     model = Denoiser(Size())
     if args.checkpoint.exists():
         model.load_state_dict(torch.load(args.checkpoint, weights_only=True)["average"])
-    write(assemble(model, AutoencoderKL.from_pretrained(args.vae), args.shift), args.out)
+    vae = AutoencoderKL.from_pretrained(args.vae)
+    vae.register_to_config(_name_or_path="shapes")  # else a folder of this machine
+    write(assemble(model, vae, args.shift), args.out)
     call = {**REFERENCE, "true_cfg_scale": args.guidance}
     (args.out / "workload.json").write_text(json.dumps(call, indent=2) + "\n")
 
