@@ -34,7 +34,7 @@ def _case(case: Case) -> tuple[str, ...]:
     batch = f"batch {case.workload.batch_size}, {case.workload.dtype}"
     return (
         f"model     {case.model.id} ({case.model.pipeline})",
-        f"device    {case.device.name}, {case.device.threads} threads",
+        f"device    {case.device.name}, {_threads(case.device.threads)}",
         f"call      {call}; {batch}",
     )
 
@@ -135,3 +135,7 @@ def _shown(value: Any) -> str:
         return "absent"
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return text if len(text) <= 72 else f"{text[:69]}…"
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'' if count == 1 else 's'}"

@@ -181,7 +181,7 @@ def _integer_unit(case: Case) -> str | None:
     return None
 
 
-def _kernel(case: Case) -> str | None:
+def _integer_kernel(case: Case) -> str | None:
     if case.device.kind != "cpu" or any(f.startswith("int8:") for f in case.device.features):
         return None
     return (
@@ -219,7 +219,7 @@ PASS = Pass(
     owns=("denoiser.linear_precision",),
     needs=(
         Need(_integer_unit, "FBGEMM and torchao kernels; measured on AVX2"),
-        Need(_kernel, "torch.backends.quantized.supported_engines; onnxruntime on the way on"),
+        Need(_integer_kernel, "torch.backends.quantized.supported_engines; ONNX Runtime"),
         Need(_float32_on_cpu, "torch.ops.quantized.linear_dynamic takes float32"),
         Need(_fused_adapters, "huggingface/diffusers#10621: fuse LoRA before quantizing"),
         Need(_blocks, "diffusers.hooks TransformerBlockRegistry"),
