@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -37,7 +38,17 @@ def load(model: str) -> Load:
     return Load(source=source, workload=tiny_workload(), images="images")
 
 
-def test_an_interrupt_ends_the_worker_with_all_it_started(tmp_path: Path) -> None:
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let SIGINT interrupt: a suite that a shell runs in the background inherits ignoring it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_ends_the_worker_with_all_it_started(
+    tmp_path: Path, interruptible: None
+) -> None:
     log = tmp_path / "worker.log"
     interrupt = when(
         lambda: log.exists() and log.read_text().endswith("\n"),
