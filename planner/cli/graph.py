@@ -69,15 +69,13 @@ def _facts(graph: Graph) -> dict[str, Any]:
 
 
 def _text(graph: Graph, why: bool) -> str:
-    from planner.tuning.prepare import worded
-
     rows = [
         (str(number), one.name, one.stage.name.lower().replace("_", " "), one.fidelity.value)
         for number, one in enumerate(graph.legal, 1)
     ]
     lines = [f"{graph.case.model.id} on {graph.case.device.name}", ""]
     lines += [table(("", "pass", "stage", "fidelity"), rows), ""]
-    lines += [worded(clash) for clash in graph.clashes]
+    lines += [clash.worded for clash in graph.clashes]
     if graph.excluded and why:
         lines += ["", "not legal here:"]
         lines += [f"  {line}" for line in graph.exclusions]

@@ -12,7 +12,7 @@ from planner.errors import PlannerError, UsageError, nearest
 from planner.passes.base import Family, Pass, Settings
 
 _ROOT = Path(__file__).parent
-_OWN = ("base", "registry")
+_OWN = ("base.py", "registry.py")
 """Files beside the family folders that hold no pass."""
 
 
@@ -20,21 +20,18 @@ _OWN = ("base", "registry")
 def names() -> dict[str, str]:
     """Return pass name → module path, from the file names alone: nothing is imported."""
     found: dict[str, str] = {}
-    families = {family.value for family in Family}
     for file in sorted((*_ROOT.glob("*.py"), *_ROOT.glob("*/*.py"))):
-        folder = file.parent.name if file.parent != _ROOT else ""
-        if file.stem not in _OWN and not file.stem.startswith("_") and folder not in families:
-            raise PlannerError(f"pass file {folder}/{file.name} is in no family's folder",
-                               value=str(file.relative_to(_ROOT)),
-                               way_out="move it into one of " + ", ".join(families))  # fmt: skip
-    for family in Family:
-        for file in sorted((_ROOT / family.value).glob("*.py")):
-            if file.stem.startswith("_"):
-                continue
-            if file.stem in found:
-                way_out = "rename one of the files"
-                raise PlannerError(f"two pass files are called {file.stem!r}", way_out=way_out)
-            found[file.stem] = f"planner.passes.{family.value}.{file.stem}"
+        place, folder = file.relative_to(_ROOT), file.parent.name
+        if file.stem.startswith("_") or str(place) in _OWN:
+            continue
+        if folder not in set(Family) or file.parent == _ROOT:
+            way_out = "move it into one of " + ", ".join(Family)
+            raise PlannerError(f"pass file {place} is in no family's folder", value=str(place),
+                               way_out=way_out)  # fmt: skip
+        if file.stem in found:
+            way_out = "rename one of the files"
+            raise PlannerError(f"two pass files are called {file.stem!r}", way_out=way_out)
+        found[file.stem] = f"planner.passes.{folder}.{file.stem}"
     return found
 
 

@@ -37,6 +37,12 @@ class Clash(NamedTuple):
     def __str__(self) -> str:
         return f"{self.because} ({self.source})"
 
+    @property
+    def worded(self) -> str:
+        """Say what the clash means for a plan, and why."""
+        verdict = "not together" if self.verdict == "breaks" else self.verdict
+        return f"{verdict}{'' if self.always else ' with some settings'}: {self}"
+
 
 @dataclass(frozen=True)
 class Graph:

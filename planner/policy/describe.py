@@ -32,9 +32,10 @@ def describe(policy: PolicyFile) -> tuple[str, ...]:
 def _case(case: Case) -> tuple[str, ...]:
     call = ", ".join(f"{key}={value!r}" for key, value in case.workload.call.items())
     batch = f"batch {case.workload.batch_size}, {case.workload.dtype}"
+    threads = case.device.threads
     return (
         f"model     {case.model.id} ({case.model.pipeline})",
-        f"device    {case.device.name}, {_threads(case.device.threads)}",
+        f"device    {case.device.name}, {threads} thread{'s' * (threads != 1)}",
         f"call      {call}; {batch}",
     )
 
@@ -135,7 +136,3 @@ def _shown(value: Any) -> str:
         return "absent"
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return text if len(text) <= 72 else f"{text[:69]}…"
-
-
-def _threads(count: int) -> str:
-    return f"{count} thread{'' if count == 1 else 's'}"

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 from planner.case.noun import Scalar
 from planner.measure.statistics import quantile
 from planner.passes import registry
+from planner.plans.rules import Planned, effective_call
 from planner.reporting.findings import Findings
 from planner.trials.trial import Trial
 from planner.tuning.choose import incumbent
@@ -135,11 +136,8 @@ def steps(found: Findings) -> int | None:
     """Return how many steps a call of the shown plan takes, or None where nothing was measured."""
     if found.plan is None or found.trial is None:
         return None
-    call = dict(found.case.workload.call)
-    for entry in found.plan.passes:
-        arguments = registry.get(entry.name).call
-        call |= arguments(entry.parsed(), found.case.workload) if arguments else {}
-    count = call.get("num_inference_steps")
+    stack = [Planned(registry.get(entry.name), entry.parsed()) for entry in found.plan.passes]
+    count = effective_call(found.case, stack).get("num_inference_steps")
     return count if isinstance(count, int) else None
 
 

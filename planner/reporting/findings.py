@@ -72,11 +72,6 @@ class Findings:
         pairs = scored(list(self.trials), self.goal, self.reference)
         return {trial.number: found for trial, found in pairs}
 
-    @property
-    def by_quality(self) -> bool:
-        """Tell whether the search looks for the least LPIPS inside a budget, not for speed."""
-        return self.goal.by_quality
-
     @cached_property
     def candidates(self) -> tuple[Trial, ...]:
         """Return the trials of the search, without those that only ask what a pass bought."""

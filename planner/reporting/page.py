@@ -75,9 +75,9 @@ def _figures(found: Findings) -> dict[str, Markup]:
         drawn["front"] = both(lambda w: draw_front(points, found.goal, reference, unseen, w))
     attempts = figures.path(found)
     if attempts:
-        name = "mean LPIPS" if found.by_quality else "seconds a call"
+        name = "mean LPIPS" if found.goal.by_quality else "seconds a call"
         limit = (
-            _guide("cap", found.goal.max_lpips, "{:g}".format, "limit") if found.by_quality
+            _guide("cap", found.goal.max_lpips, "{:g}".format, "limit") if found.goal.by_quality
             else _guide("budget", found.goal.budget_seconds, words.seconds, "limit")
         )  # fmt: skip
         drawn["path"] = both(lambda w: draw_path(attempts, name, limit, w))

@@ -12,7 +12,7 @@ from planner.run.devices.base import backend
 from planner.trials.ledger import Ledger
 from planner.tuning.conclude import page_path
 from planner.tuning.prepare import prepare
-from planner.tuning.request import TuneRequest, TuneResult, goal_slug
+from planner.tuning.request import TuneRequest, TuneResult
 from planner.tuning.session import Progress, study_folder
 from planner.tuning.tune import run
 
@@ -36,7 +36,7 @@ def tune_and_report(
 ) -> TuneResult:
     """Run, then write the page whatever came out, once a trial has been measured."""
     device = backend(request.source.device).describe()
-    page = page_path(request.out, request.label, device.slug, goal_slug(request.goal))
+    page = page_path(request, device)
     folder = study_folder(request, device)
     before = _last_record(folder)
     try:

@@ -10,7 +10,7 @@ from planner.reporting.figures import certified
 from planner.reporting.findings import Findings, read_findings
 from planner.run.devices.base import backend
 from planner.tuning.conclude import page_path
-from planner.tuning.request import TuneRequest, TuneResult, goal_slug
+from planner.tuning.request import TuneRequest, TuneResult
 from planner.tuning.session import study_folder
 
 STATUS: dict[type[PlannerError], str] = {
@@ -27,7 +27,7 @@ def unreached(request: TuneRequest, error: PlannerError) -> dict[str, Any]:
     """
     device = backend(request.source.device).describe()
     folder = study_folder(request, device)
-    page = page_path(request.out, request.label, device.slug, goal_slug(request.goal))
+    page = page_path(request, device)
     document: dict[str, Any] = dict.fromkeys(TuneResult.model_fields)
     document |= {"status": STATUS[type(error)], "page": str(page) if page.exists() else None}
     if (folder / "ledger.jsonl").exists():

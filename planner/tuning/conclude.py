@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, median
 
+from planner.case.device import Device
 from planner.case.evidence import Certificate, Distance, Evidence, Latency, Quantity
 from planner.case.goal import Goal
 from planner.case.outcome import Measured
@@ -21,7 +22,7 @@ from planner.trials.protocol import Put
 from planner.trials.trial import Trial
 from planner.tuning.certify import ALPHA, Rounds, Verdict
 from planner.tuning.noise import Noise
-from planner.tuning.request import Split
+from planner.tuning.request import Split, TuneRequest, goal_slug
 
 METHOD = (
     "one-sided bounds on unseen prompts: median ratio by order statistics, mean LPIPS by "
@@ -122,14 +123,16 @@ def write(policy: PolicyFile, path: Path) -> None:
     replace(path.parents[2] / NAME, schema_text().encode())
 
 
-def policy_path(out: Path, label: str, device: str, slug: str) -> Path:
+def policy_path(request: TuneRequest, device: Device) -> Path:
     """Return where a policy lies: <out>/policies/<model>/<device>/<goal>.yaml."""
-    return out / "policies" / label / device / f"{slug}.yaml"
+    name = f"{goal_slug(request.goal)}.yaml"
+    return request.out / "policies" / request.label / device.slug / name
 
 
-def page_path(out: Path, label: str, device: str, slug: str) -> Path:
+def page_path(request: TuneRequest, device: Device) -> Path:
     """Return where a page lies: <out>/reports/<model>/<device>/<goal>.html."""
-    return out / "reports" / label / device / f"{slug}.html"
+    name = f"{goal_slug(request.goal)}.html"
+    return request.out / "reports" / request.label / device.slug / name
 
 
 def _latency(rounds: Rounds, noise: Noise, goal: Goal, level: float, *, bounded: bool) -> Latency:

@@ -14,7 +14,7 @@ from planner.case.workload import Workload
 from planner.catalog.reader import known as known_models
 from planner.catalog.reader import prompts_for, workload_for
 from planner.errors import UsageError, nearest
-from planner.plans.graph import Clash, Graph, build
+from planner.plans.graph import Graph, build
 from planner.run.devices.base import backend
 from planner.run.pipeline import PipelineSource
 from planner.trials.supervisor import Supervisor
@@ -190,16 +190,12 @@ def _split(
     return split_lists(search, unseen, seed, batch=batch)
 
 
-def worded(clash: Clash) -> str:
-    """Say what a clash means for a plan, and why."""
-    verdict = "not together" if clash.verdict == "breaks" else clash.verdict
-    return f"{verdict}{'' if clash.always else ' with some settings'}: {clash}"
-
-
 def _say(found: Mapping[str, Any], graph: Graph, progress: Progress) -> None:
     progress.say("legal here: " + ", ".join(found["legal"]))
-    for line in (*(f"not legal: {why}" for why in graph.exclusions), *map(worded, graph.clashes)):
-        progress.say(line)
+    for why in graph.exclusions:
+        progress.say(f"not legal: {why}")
+    for clash in graph.clashes:
+        progress.say(clash.worded)
     for stack in found["stacks"]:
         progress.say("stack: " + " > ".join(stack))
     for plan in found["seeds"]:

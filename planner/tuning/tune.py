@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from planner.case.device import Device
 from planner.case.goal import Goal
 from planner.errors import Interrupted, NoPlanMeetsGoal, NotCertified, UsageError
 from planner.plans.graph import Graph, build
@@ -23,7 +22,7 @@ from planner.tuning.estimate import estimate, reserve
 from planner.tuning.noise import Noise, measure_noise, resolve
 from planner.tuning.policies import Conclusion, make_policy, refuse_to_replace
 from planner.tuning.race import Race
-from planner.tuning.request import TuneRequest, TuneResult, goal_slug
+from planner.tuning.request import TuneRequest, TuneResult
 from planner.tuning.search import Search
 from planner.tuning.session import Progress, Session, study_folder
 from planner.units import format_seconds
@@ -43,7 +42,7 @@ def run(
     if not (resume or fresh):  # before anything is loaded, which may take minutes
         refuse_existing(folder / "ledger.jsonl")
     if not fresh:
-        refuse_to_replace(_policy_path(request, device), request)
+        refuse_to_replace(policy_path(request, device), request)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -169,7 +168,7 @@ class Tuning:
         return Conclusion(plan=passed.plan, status="certified", goal=goal, evidence=facts)
 
     def _write(self, conclusion: Conclusion) -> Path:
-        path = _policy_path(self.request, self.worker.case.device)
+        path = policy_path(self.request, self.worker.case.device)
         artifacts = self.session.artifacts(conclusion.plan)
         policy = make_policy(conclusion, self.worker.case, self.session, artifacts)
         write(policy, path)
@@ -227,10 +226,6 @@ class Tuning:
             f"unseen prompts ({why})",
             way_out="raise a limit, or give --no-certify for a policy of status measured",
         )
-
-
-def _policy_path(request: TuneRequest, device: Device) -> Path:
-    return policy_path(request.out, request.label, device.slug, goal_slug(request.goal))
 
 
 def _facts(request: TuneRequest, graph: Graph) -> dict[str, Any]:
