@@ -1,7 +1,7 @@
 """Trainers side by side: each takes its share of a step, and all take the mean of the gradients.
 
-Two single-threaded processes do 1.5 times the work of one process with two threads here, because
-the operations of so small a model are too short to share among threads.
+Single-threaded processes do more together than one process with as many threads, because the
+operations of so small a model are too short to share among threads.
 """
 
 from __future__ import annotations
