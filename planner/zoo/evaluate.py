@@ -36,7 +36,7 @@ def load(folder: Path, shift: float | None = None) -> tuple[FluxPipeline, dict[s
 
 
 def render(
-    pipe: FluxPipeline, prompts: list[str], call: dict[str, Any], batch: int = 8, seed: int = 0
+    pipe: FluxPipeline, prompts: list[str], call: dict[str, Any], batch: int, seed: int = 0
 ) -> Pictures:
     """Return one picture a prompt, (n, height, width, 3); prompt i gets seed `seed` + i."""
     out = []
@@ -50,23 +50,25 @@ def render(
 
 
 def score(
-    pipe: FluxPipeline, call: dict[str, Any], n: int, kind: str | None
+    pipe: FluxPipeline, call: dict[str, Any], n: int, kind: str | None, batch: int
 ) -> dict[str, float | int]:
     """Return how many of `n` certification captions the pictures meet."""
     prompts = captions("certify", n, seed=1, kind=kind)
-    images = render(pipe, prompts, call, seed=10_000)
+    images = render(pipe, prompts, call, batch, seed=10_000)
     passed = [check(image, text).passed for image, text in zip(images, prompts, strict=True)]
     return {"n": n, "passed": sum(passed), "share": sum(passed) / n}
 
 
-def curve(pipe: FluxPipeline, call: dict[str, Any], n: int, steps: list[int]) -> dict[str, float]:
+def curve(
+    pipe: FluxPipeline, call: dict[str, Any], n: int, steps: list[int], batch: int
+) -> dict[str, float]:
     """Return the mean LPIPS of fewer steps against the reference call, at the same seeds."""
     prompts = captions("certify", n, seed=2)
     metric = Lpips()
-    reference = list(render(pipe, prompts, call))
+    reference = list(render(pipe, prompts, call, batch))
     out = {}
     for count in steps:
-        fewer = list(render(pipe, prompts, {**call, "num_inference_steps": count}))
+        fewer = list(render(pipe, prompts, {**call, "num_inference_steps": count}, batch))
         out[str(count)] = float(np.mean(metric.distances(reference, fewer)))
     return out
 
@@ -101,22 +103,25 @@ def main() -> None:
     parser.add_argument("--shift", type=float)
     parser.add_argument("--reference-steps", type=int)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, default=8, help="pictures at a time")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     pipe, call = load(args.folder, args.shift)
+    pipe.to(args.device)
     call["true_cfg_scale"] = args.guidance or call["true_cfg_scale"]
     call["num_inference_steps"] = args.reference_steps or call["num_inference_steps"]
     result: dict[str, Any] = {"call": call, "shift": pipe.scheduler.config.shift}
     if args.one:
-        result["one"] = score(pipe, call, args.one, "one")
+        result["one"] = score(pipe, call, args.one, "one", args.batch)
     if args.all:
-        result["all"] = score(pipe, call, args.all, None)
+        result["all"] = score(pipe, call, args.all, None, args.batch)
     if args.curve:
-        result["curve"] = curve(pipe, call, args.curve, args.steps)
+        result["curve"] = curve(pipe, call, args.curve, args.steps, args.batch)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "figures.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
-    samples = render(pipe, captions("certify", 24, seed=3), call)
+    samples = render(pipe, captions("certify", 24, seed=3), call, args.batch)
     sheet(samples, 8).save(args.out / "samples.png")
     print(f"one picture: {seconds(pipe, call):.1f} s")
 

@@ -35,9 +35,9 @@ def assemble(model: Denoiser, vae: AutoencoderKL, shift: float) -> FluxPipeline:
         scheduler=FlowMatchEulerDiscreteScheduler(shift=shift, use_dynamic_shifting=False),
         vae=vae,
         text_encoder=model.clip.float(),
-        tokenizer=model.clip_words,
+        tokenizer=model.words.clip,
         text_encoder_2=model.t5.float(),
-        tokenizer_2=model.t5_words,
+        tokenizer_2=model.words.t5,
         transformer=model.transformer,
     )
 

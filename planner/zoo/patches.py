@@ -6,15 +6,21 @@ eye sees in 12 numbers a patch, and lets decoder, encoder and denoiser train sid
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from planner.zoo.world import scene
+
+_Item = TypeVar("_Item")
 
 LATENT_CHANNELS = 12
 PATCH = 8
@@ -67,3 +73,17 @@ def code() -> dict[str, Tensor]:
 def encode(images: Tensor, known: dict[str, Tensor]) -> Tensor:
     """Return the latents (n, 12, h/8, w/8) of images in [-1, 1], scaled for the denoiser."""
     return ((patches(images) - known["mean"]) @ known["basis"].T).permute(0, 3, 1, 2)
+
+
+def ahead(
+    items: Dataset[_Item], first: int, stride: int, drawers: int, pinned: bool = False
+) -> Iterator[_Item]:
+    """Yield items from a place on without end, in order, made ahead by so many processes if any.
+
+    `pinned` puts them into pinned memory, for a GPU.
+    """
+    places = itertools.count(first, stride)
+    how: dict[str, Any] = {"num_workers": drawers, "pin_memory": pinned}
+    if drawers:
+        how |= {"prefetch_factor": 4, "multiprocessing_context": "forkserver"}
+    return iter(DataLoader(items, None, sampler=places, **how))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from itertools import pairwise
 
+from torch import Tensor
 from transformers import CLIPTokenizer, T5Tokenizer
 
 from planner.measure.captions import NUMBERS, PLACES, RELATIONS
@@ -64,3 +65,18 @@ def t5_tokenizer() -> T5Tokenizer:
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -8.0)]
     pieces += [(f"▁{word}", -3.0) for word in words()]
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=TEXT_LENGTH)
+
+
+class Words:
+    """Both tokenizers, which give a caption's tokens as FluxPipeline pads them."""
+
+    def __init__(self) -> None:
+        """Build them."""
+        self.clip, self.t5 = clip_tokenizer(), t5_tokenizer()
+
+    def __call__(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+        """Return the token ids for CLIP (n, CLIP_LENGTH) and for T5 (n, TEXT_LENGTH)."""
+        how = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        clip: Tensor = self.clip(captions, max_length=CLIP_LENGTH, **how).input_ids
+        t5: Tensor = self.t5(captions, max_length=TEXT_LENGTH, **how).input_ids
+        return clip, t5

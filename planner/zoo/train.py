@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import argparse
 import copy
-import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from planner.zoo.autoencoder import pace
-from planner.zoo.lessons import LayoutReader, lesson
+from planner.zoo.lessons import LayoutReader, Lesson, Lessons
 from planner.zoo.model import Denoiser, Size, flow_loss
-from planner.zoo.patches import code
+from planner.zoo.patches import ahead
 from planner.zoo.team import Team, together
 
 PARTS = {"clip": "text_encoder", "t5": "text_encoder_2", "transformer": "transformer"}
@@ -32,13 +32,17 @@ PARTS = {"clip": "text_encoder", "t5": "text_encoder_2", "transformer": "transfo
 class Recipe:
     """How to train; the end is a number of steps or, if that is 0, of minutes.
 
-    `batch` is what each of the `workers` takes a step, so a step sees batch x workers scenes.
+    `batch` is how many scenes each of the `workers` takes a step, and each scene is learned at so
+    many noise `levels`: a step sees batch x workers x levels samples. So many `drawers` are
+    processes that draw scenes ahead; without them the trainer draws its own.
     """
 
     steps: int = 0
     minutes: float = 75.0
     batch: int = 16
+    levels: int = 1
     workers: int = 1
+    drawers: int = 0
     rate: float = 8e-4
     ema: float = 0.998
     layout: float = 0.5
@@ -46,6 +50,7 @@ class Recipe:
     save_minutes: float = 5.0
     compiled: bool = False
     bfloat16: bool = False
+    device: str = "cpu"
 
 
 class Trainer:
@@ -55,18 +60,23 @@ class Trainer:
         """Build everything, from the checkpoint in `folder`, or else from the pipeline `start`."""
         torch.manual_seed(recipe.seed)
         self.recipe, self.folder, self.team = recipe, folder, Team()
-        self.model, self.known = Denoiser(size), code()
-        self.reader = LayoutReader(self.model.transformer.inner_dim)
+        self.device = torch.device(recipe.device)
+        # The backward pass of cuDNN's attention read outside its memory (torch 2.11, H200).
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        self.model = Denoiser(size).to(self.device)
+        self.lessons = Lessons(recipe.seed, recipe.batch, self.model.words)
+        self.reader = LayoutReader(self.model.transformer.inner_dim).to(self.device)
         self.average = copy.deepcopy(self.model.state_dict())
         self.optimizer = torch.optim.AdamW(
             self.learned, lr=recipe.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
         )
-        self.step, self.seconds, self.loss, self.misread = 0, 0.0, float("nan"), float("nan")
+        self.step, self.seconds = 0, 0.0
+        self.loss = self.misread = torch.zeros((), device=self.device)
         if self.checkpoint.exists():
-            self._restore(torch.load(self.checkpoint, weights_only=True))
+            self._restore(torch.load(self.checkpoint, self.device, weights_only=True))
         elif start:
             self.start_from(start)
-        if recipe.bfloat16:
+        if recipe.bfloat16 and self.device.type == "cpu":
             self.model.multiply_in_bfloat16()
         if recipe.compiled:
             self.model.compile_blocks()
@@ -93,7 +103,8 @@ class Trainer:
             "reader": self.reader.state_dict(),
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
-            "progress": [self.step, self.seconds, self.loss, self.misread],
+            "progress": [self.step, self.seconds],
+            "losses": [self.loss, self.misread],
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         part = self.checkpoint.with_suffix(".part")
@@ -105,7 +116,8 @@ class Trainer:
         self.reader.load_state_dict(state["reader"])
         self.average = state["average"]
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds, self.loss, self.misread = state["progress"]
+        self.step, self.seconds = state["progress"]
+        self.loss, self.misread = state["losses"]
 
     def start_from(self, pipeline: Path) -> None:
         """Take the weights of a saved pipeline as the first ones."""
@@ -122,26 +134,37 @@ class Trainer:
             return self.step / self.recipe.steps
         return self.seconds / (60 * self.recipe.minutes)
 
+    @cached_property
+    def _drawn(self) -> Iterator[Lesson]:
+        """The lessons of this member of the team, from the present step on."""
+        place = self.step * self.team.size + self.team.rank
+        pinned = self.device.type == "cuda"
+        return ahead(self.lessons, place, self.team.size, self.recipe.drawers, pinned)
+
     def train_step(self, seconds: float) -> None:
         """Do one step, `seconds` after the first; all else depends on the seed and its number."""
-        loss = self.step_loss(self.step * self.team.size + self.team.rank)
+        loss = self.step_loss(next(self._drawn), self.step * self.team.size + self.team.rank)
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
         gradients = [p.grad for p in self.learned if p.grad is not None]
         self.seconds = self.team.average(gradients, seconds)
         self.descend()
 
-    def step_loss(self, place: int) -> Tensor:
-        """Return velocity error plus weighted layout error of the scenes at one place in line."""
-        rng = np.random.default_rng([self.recipe.seed, place])
-        noise = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        first = self.recipe.seed * 10**7 + place * self.recipe.batch
-        batch = lesson(first, self.recipe.batch, self.known, rng)
-        velocity = flow_loss(self.model, batch.clean, batch.captions, noise)
-        misread = self.reader.loss(self.model.inner, batch.layout)
-        self.loss = _smooth(self.loss, velocity.item())
-        self.misread = _smooth(self.misread, misread.item())
+    def step_loss(self, lesson: Lesson, place: int) -> Tensor:
+        """Return velocity error plus weighted layout error of a lesson and its place in line."""
+        noise = torch.Generator(self.device).manual_seed(self.recipe.seed * 10**7 + place)
+        batch = lesson.on(self.device, self.recipe.levels)
+        rounded = self.recipe.bfloat16 and self.device.type != "cpu"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=rounded):
+            velocity = flow_loss(self.model, batch.clean, batch.clip, batch.t5, noise)
+            misread = self.reader.loss(self.model.inner, batch.layout)
+        self.loss = self._smooth(self.loss, velocity)
+        self.misread = self._smooth(self.misread, misread)
         return velocity + self.recipe.layout * misread
+
+    def _smooth(self, mean: Tensor, value: Tensor) -> Tensor:
+        """Return a running mean, which stays on the device: reading it would wait for the step."""
+        return value.detach() if self.step == 0 else torch.lerp(mean, value.detach(), 0.02)
 
     def descend(self) -> None:
         """Move the weights along their gradients, and the average after them."""
@@ -155,17 +178,25 @@ class Trainer:
     def _follow(self) -> None:
         """Move the average towards the weights, sooner in the first steps."""
         keep = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(*self._moving, 1 - keep)
+
+    @cached_property
+    def _moving(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The tensors of the average, and those they follow."""
         now = self.model.state_dict()
         names = [name for name, value in now.items() if value.is_floating_point()]
-        mine, theirs = [self.average[n] for n in names], [now[n] for n in names]
-        torch._foreach_lerp_(mine, theirs, 1 - keep)
+        return [self.average[n] for n in names], [now[n] for n in names]
 
     def run(self, until: int | None = None) -> None:
-        """Train to the end of the recipe, or to a step, with a checkpoint every few minutes."""
+        """Train to the end of the recipe, or to a step, with a checkpoint every few minutes.
+
+        The clock starts after the first step, in which blocks are compiled and drawers started.
+        """
         saved = begun = time.monotonic()
-        before = self.seconds
+        first, before = self.step, self.seconds
         while self.share < 1 and (until is None or self.step < until):
             self.train_step(before + time.monotonic() - begun)
+            begun = time.monotonic() if self.step == first + 1 else begun
             if self.team.rank:
                 continue
             if self.step % 25 == 0:
@@ -177,10 +208,6 @@ class Trainer:
             self.save()
 
 
-def _smooth(mean: float, value: float) -> float:
-    return value if math.isnan(mean) else 0.98 * mean + 0.02 * value
-
-
 def train(team: Team, recipe: Recipe, folder: Path, size: Size, start: Path | None) -> None:
     """Train as one member of a team, to the end of the recipe."""
     trainer = Trainer(recipe, folder, size, start)
@@ -190,8 +217,10 @@ def train(team: Team, recipe: Recipe, folder: Path, size: Size, start: Path | No
 
 def train_together(recipe: Recipe, folder: Path, size: Size, start: Path | None = None) -> None:
     """Train in `recipe.workers` processes of one thread each, to the end of the recipe."""
+    if recipe.device != "cpu":
+        return train(Team(), recipe, folder, size, start)
     count = sum(p.numel() for p in Trainer(recipe, folder, size).learned)
-    together(Team(recipe.workers, count), train, recipe, folder, size, start)
+    return together(Team(recipe.workers, count), train, recipe, folder, size, start)
 
 
 def main() -> None:
@@ -200,13 +229,17 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=Recipe.minutes)
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--batch", type=int, default=Recipe.batch, help="scenes a step and worker")
+    parser.add_argument("--levels", type=int, default=Recipe.levels, help="noise levels a scene")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+    parser.add_argument("--drawers", type=int, default=0, help="processes that draw scenes")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda with one worker")
     parser.add_argument("--rate", type=float, default=Recipe.rate)
     parser.add_argument("--ema", type=float, default=Recipe.ema)
     parser.add_argument("--layout", type=float, default=Recipe.layout, help="weight of layouts")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save-minutes", type=float, default=Recipe.save_minutes)
     parser.add_argument("--compiled", action="store_true", help="compile the blocks first")
-    parser.add_argument("--bfloat16", action="store_true", help="for CPUs with AVX512-BF16")
+    parser.add_argument("--bfloat16", action="store_true", help="for CPUs with AVX512-BF16, GPUs")
     parser.add_argument("--folder", type=Path, default=Path("build/zoo/run"))
     parser.add_argument("--start", type=Path, help="pipeline folder whose weights to start from")
     given = vars(parser.parse_args())

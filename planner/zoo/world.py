@@ -24,16 +24,11 @@ KINDS = ("one", "pair", "count", "list", "vague")
 ROLES = ("anywhere", *PLACES, *RELATIONS, "listed", "some", *NUMBERS)
 
 _KIND_ODDS = (0.62, 0.16, 0.08, 0.08, 0.06)
-_TURNS = (-0.2, 0.0, 0.2)
-"""Angles of things in radians."""
+_TRAINED_ODDS = (0.3, 0.32, 0.14, 0.2, 0.04)
+"""Odds of KINDS; several things are harder to learn, and trained more."""
 
-_GRID = 16
-"""Centres lie on multiples of these pixels, radii on multiples of half of them.
-
-The grid is that of the denoiser's tokens: outlines that may cross a token anywhere took more
-training than a CPU gives in hours. What a token shows is then one of hundreds of patterns instead
-of thousands, before surface, light and ground.
-"""
+_TURN = math.pi / 6
+"""Largest angle of a thing in radians, either way."""
 
 _SPLIT_KEY = {"train": 11, "tune": 22, "certify": 33}
 
@@ -72,7 +67,8 @@ def region(x: float, y: float) -> str:
 def scene(split: str, seed: int, kind: str | None = None) -> Scene:
     """Return one scene of a split; the same arguments give the same scene."""
     rng = np.random.default_rng([_SPLIT_KEY[split], seed])
-    chosen = kind or str(rng.choice(KINDS, p=_KIND_ODDS))
+    odds = _TRAINED_ODDS if split == "train" else _KIND_ODDS
+    chosen = kind or str(rng.choice(KINDS, p=odds))
     if split == "certify" and chosen == "vague":
         chosen = "one"  # "a star" says too little to be held out
     while True:
@@ -119,9 +115,8 @@ def _thing(
 ) -> Thing:
     colour = _pick(rng, [c for c in COLOURS if c not in avoid])
     texture = "plain" if rng.random() < 0.5 else _pick(rng, TEXTURES)
-    angle = float(rng.choice(_TURNS))
-    size = _snapped(rng.uniform(*radius), _GRID / 2)
-    return Thing(_pick(rng, SHAPES), colour, texture, x, y, size, angle)
+    angle = rng.uniform(-_TURN, _TURN)
+    return Thing(_pick(rng, SHAPES), colour, texture, x, y, rng.uniform(*radius), angle)
 
 
 def _say(rng: np.random.Generator, thing: Thing, texture: bool = True) -> str:
@@ -147,11 +142,7 @@ def _spot(rng: np.random.Generator, place: str | None = None) -> tuple[float, fl
         x, y = (near, along) if place in ("left", "right") else (along, near)
         x = SIZE - x if place == "right" else x
         y = SIZE - y if place == "bottom" else y
-    return _snapped(x, _GRID), _snapped(y, _GRID)
-
-
-def _snapped(value: float, grid: float) -> float:
-    return grid * round(value / grid)
+    return float(x), float(y)
 
 
 def _one(rng: np.random.Generator) -> _Made | None:
@@ -203,7 +194,7 @@ def _count(rng: np.random.Generator) -> _Made | None:
         if len(things) == n:
             break
         x, y = _spot(rng)
-        turn = float(rng.choice(_TURNS))
+        turn = rng.uniform(-_TURN, _TURN)
         new = Thing(first.shape, first.colour, first.texture, x, y, first.radius, turn)
         if all(_apart(new, t, 1.08) for t in things):
             things.append(new)
