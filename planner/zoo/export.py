@@ -21,7 +21,7 @@ from planner.zoo.tokenizers import TEXT_LENGTH
 SHAPES = Path(__file__).parent / "shapes"
 REFERENCE = {
     "num_inference_steps": 50,
-    "true_cfg_scale": 4.0,
+    "true_cfg_scale": 3.5,
     "negative_prompt": "",
     "height": 128,
     "width": 128,
