@@ -1,5 +1,8 @@
 """What a pipeline computes: phases made of operations. Passes transform it."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from typing import Literal
 
 from pydantic import field_validator
@@ -12,8 +15,9 @@ Kind = Literal["linear", "attention", "convolution", "normalisation", "elementwi
 class Operation(Noun):
     """One kind of arithmetic in one module: floating-point operations and bytes per call.
 
-    `share` is the part of its phase's calls in which it really runs: below one under a cache.
-    `block` tells operations inside the repeated block stack from the rest.
+    `weights` is the part of `bytes` that is parameters. `share` is the part of its phase's calls
+    in which it really runs: below one under a cache. `block` tells operations inside the repeated
+    block stack from the rest. `kernel` names the attention backend where a plan chose one.
     """
 
     path: str
@@ -24,18 +28,27 @@ class Operation(Noun):
     block: bool = False
     share: float = 1.0
     launches: int = 1
+    weights: float = 0.0
+    kernel: str = ""
 
 
 class Phase(Noun):
     """A stretch of a pipeline call that runs `calls` times: encode, denoise, decode.
 
-    A denoise phase belongs to one branch (cond, uncond).
+    A denoise phase belongs to one branch (cond, uncond). `peak` is the most bytes of activations
+    alive at once in one of its calls, parameters not counted. `transfers` is the bytes of weights
+    that cross the link from the host, in all its calls together; `overlapped` says that they do so
+    while the device computes. `captured` says that its launches are replayed as one graph.
     """
 
     name: Literal["encode", "denoise", "decode"]
     branch: str | None = None
     calls: float
     operations: tuple[Operation, ...]
+    peak: float = 0.0
+    transfers: float = 0.0
+    overlapped: bool = False
+    captured: bool = False
 
     @field_validator("calls")
     @classmethod
@@ -50,10 +63,34 @@ class Phase(Noun):
         return self.calls * sum(op.flops * op.share for op in self.operations)
 
 
+class Part(Noun):
+    """One component's weights: how many, in how many bytes, and where they lie while it rests.
+
+    device: always on the device; host: moved in as a whole for its phase; streamed: moved in group
+    by group, at most `window` bytes at once. `phase` is the phase that needs them.
+    """
+
+    name: str
+    phase: Literal["encode", "denoise", "decode"]
+    parameters: float
+    bytes: float
+    place: Literal["device", "host", "streamed"] = "device"
+    window: float = 0.0
+
+
 class Work(Noun):
-    """Everything one pipeline call computes."""
+    """Everything one pipeline call computes, and what it keeps in memory for that.
+
+    `kept` is the bytes that passes hold from one step to the next, such as cached residuals.
+    """
 
     phases: tuple[Phase, ...]
+    parts: tuple[Part, ...] = ()
+    kept: float = 0.0
+
+    def mapped(self, change: Callable[[Phase], Phase]) -> Work:
+        """Return this work with every phase changed; what else it holds stays."""
+        return self.model_copy(update={"phases": tuple(map(change, self.phases))})
 
     @property
     def flops(self) -> float:

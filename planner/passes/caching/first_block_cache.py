@@ -139,7 +139,7 @@ def effect(work: Work, settings: FirstBlockCacheSettings, telemetry: Telemetry |
         operations = tuple(_reused(op, share, first) for op in phase.operations)
         return phase.model_copy(update={"operations": operations})
 
-    return Work(phases=tuple(cached(phase) for phase in work.phases))
+    return work.mapped(cached)
 
 
 def _share(changes: tuple[float, ...], threshold: float, calls: float) -> float:

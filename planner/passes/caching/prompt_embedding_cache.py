@@ -181,7 +181,7 @@ def effect(work: Work, settings: PromptEmbeddingCacheSettings, telemetry: Teleme
             return phase
         return phase.model_copy(update={"calls": phase.calls - 1})
 
-    return Work(phases=tuple(kept(phase) for phase in work.phases))
+    return work.mapped(kept)
 
 
 def observe(

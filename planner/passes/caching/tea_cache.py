@@ -202,7 +202,7 @@ def effect(work: Work, settings: TeaCacheSettings, telemetry: Telemetry | None) 
         )
         return phase.model_copy(update={"operations": operations})
 
-    return Work(phases=tuple(cached(phase) for phase in work.phases))
+    return work.mapped(cached)
 
 
 def narrow(case: Case, telemetry: Telemetry | None) -> dict[str, Domain]:

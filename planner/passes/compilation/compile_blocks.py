@@ -90,7 +90,7 @@ def effect(work: Work, settings: CompileBlocksSettings, telemetry: Telemetry | N
     def phase_of(phase: Phase) -> Phase:
         return phase.model_copy(update={"operations": tuple(map(fused, phase.operations))})
 
-    return Work(phases=tuple(phase_of(p) if p.name == "denoise" else p for p in work.phases))
+    return work.mapped(lambda phase: phase_of(phase) if phase.name == "denoise" else phase)
 
 
 def _known_blocks(case: Case) -> str | None:

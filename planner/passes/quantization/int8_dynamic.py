@@ -152,7 +152,7 @@ def effect(work: Work, settings: Int8DynamicSettings, telemetry: Telemetry | Non
         operations = tuple(quantized(op, kept) for op in phase.operations)
         return phase.model_copy(update={"operations": operations})
 
-    return Work(phases=tuple(phase_of(p) if p.name == "denoise" else p for p in work.phases))
+    return work.mapped(lambda phase: phase_of(phase) if phase.name == "denoise" else phase)
 
 
 def _split(path: str) -> tuple[str, str, str]:

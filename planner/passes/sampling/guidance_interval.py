@@ -116,7 +116,7 @@ def effect(work: Work, settings: GuidanceIntervalSettings, telemetry: Telemetry 
         calls = sum(guided(settings, step, total) for step in range(total))
         return phase.model_copy(update={"calls": float(calls)})
 
-    return Work(phases=tuple(kept(phase) for phase in work.phases))
+    return work.mapped(kept)
 
 
 def observe(

@@ -63,7 +63,7 @@ def effect(work: Work, settings: StepsSettings, telemetry: Telemetry | None) -> 
             return phase
         return phase.model_copy(update={"calls": phase.calls * ratio})
 
-    return Work(phases=tuple(shorter(phase) for phase in work.phases))
+    return work.mapped(shorter)
 
 
 def narrow(case: Case, telemetry: Telemetry | None) -> dict[str, Domain]:
