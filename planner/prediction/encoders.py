@@ -1,0 +1,41 @@
+"""How a pipeline calls its encoders: token ids of a fixed or asked length, or one picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from planner.catalog.entry import Component, Shape
+
+_LANGUAGE = ("language_model",)
+"""Where a model of text and pictures keeps the part that reads a prompt."""
+
+
+def encoder_call(module: Any, part: Component, shape: Shape) -> tuple[Any, dict[str, Any]]:
+    """Return what to call and the arguments for one prompt an image.
+
+    A model of text and pictures is asked as its pipeline asks it: about text alone, by the stack of
+    its language model; its output head, whose answer nobody reads, is left out.
+    """
+    if module.main_input_name == "pixel_values":
+        side = module.config.image_size
+        dtype = next(module.parameters()).dtype
+        pixels = torch.empty(shape.batch, 3, side, side, dtype=dtype, device="meta")
+        return module, {"pixel_values": pixels}
+    tokens = (part.tokens or shape.text_tokens) + part.added_tokens
+    ids = torch.ones(shape.batch, tokens, dtype=torch.int64, device="meta")
+    return _reader(module), {"input_ids": ids} | _quiet(module)
+
+
+def _reader(module: Any) -> Any:
+    """Return the part of a module that reads text."""
+    inner = getattr(module, "model", module)
+    for name in _LANGUAGE:
+        inner = getattr(inner, name, inner)
+    return inner if inner is not module else module
+
+
+def _quiet(module: Any) -> dict[str, Any]:
+    """Return that no cache of keys and values is wanted, where a model would keep one."""
+    return {"use_cache": False} if hasattr(module.config.get_text_config(), "use_cache") else {}
