@@ -18,6 +18,7 @@ _FILE = Path(__file__).parent / "gpus.yaml"
 class Peaks(Noun):
     """Dense TFLOPS (TOPS for int8) by the type that is multiplied; None: no such unit."""
 
+    float32: float | None = None
     float16: float | None = None
     bfloat16: float | None = None
     tf32: float | None = None
@@ -29,7 +30,8 @@ class Peaks(Noun):
 class Card(Noun):
     """A device that a plan can target: rated peaks, memory (GB), bandwidth (GB/s), price ($/h).
 
-    `gemm` is the best matrix product that somebody measured on it. `capability` is CUDA's;
+    `cache_mb` is its last level of cache, `gemm` the best matrix product that somebody measured.
+    `capability` is CUDA's;
     other vendors' cards have a `chip` instead.
     """
 
@@ -40,6 +42,7 @@ class Card(Noun):
     chip: str | None = None
     memory_gb: float
     bandwidth: float
+    cache_mb: float
     peaks: Peaks
     gemm: Peaks = Peaks()
     gemm_source: str | None = None

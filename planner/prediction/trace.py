@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from planner.case.work import Part, Phase, Work
+from planner.case.work import Phase, Work
 from planner.case.workload import Workload
 from planner.errors import UsageError
 from planner.hooks.blocks import DENOISERS, denoiser_of
