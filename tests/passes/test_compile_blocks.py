@@ -1,5 +1,6 @@
 """Compiled blocks underneath hooks."""
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from planner.passes import registry
+from planner.run.apply import LeavesCaseWarning
 from tests.passes.driving import Bench, Executed, shared_bench
 
 PASS = registry.get("compile_blocks")
@@ -88,3 +90,15 @@ def test_fused_work_reads_memory_once(bench: Bench) -> None:
         assert new.launches == (1 if fused else old.launches)
         assert new.bytes == pytest.approx(old.bytes / old.launches if fused else old.bytes)
         assert new.flops == old.flops
+
+
+def test_one_graph_serves_every_size_where_that_is_asked_for(
+    bench: Bench, graphs: dict[str, Any]
+) -> None:
+    with bench.put({"compile_blocks": {"dynamic": True}} | SHORT):
+        bench.draw()
+        before = graphs["stats"]["unique_graphs"]
+        with warnings.catch_warnings():  # the plan was measured for one size
+            warnings.simplefilter("ignore", LeavesCaseWarning)
+            bench.draw(height=96, width=128)
+    assert graphs["stats"]["unique_graphs"] == before

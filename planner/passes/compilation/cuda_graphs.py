@@ -128,7 +128,7 @@ def _form(leaves: list[Any], shape: Any) -> Any:
     """Return what a recording holds for: shapes, dtypes and plain values; None if it holds not."""
     import torch
 
-    known = []
+    known: list[tuple[Any, ...]] = []
     for leaf in leaves:
         if _is_tensor(leaf):
             known.append((leaf.shape, leaf.stride(), leaf.dtype, leaf.device))

@@ -1,7 +1,8 @@
 """Keep the denoiser's linear layers in 8 bits, and compute in the usual precision.
 
 What it does: weights lie in float8_e4m3fn; each layer casts its own up before its forward and down
-after it. Norms, embeddings, first and last projections and what the model asks for stay as they are.
+after it. Norms, position and patch embeddings, a first and last projection, and what the model
+itself asks for stay as they are.
 When it helps: a denoiser that is too large for the card in 16 bits: half the memory (SD3.5-Large:
 8 GB less), and half the transfers under offload.
 What it costs: two casts a layer and forward, unfused; a copy of the weights on the host, from
@@ -105,7 +106,7 @@ def _uncast(model: Any) -> None:
 
 
 def effect(work: Work, settings: Fp8StorageSettings, telemetry: Telemetry | None) -> Work:
-    """Store linear weights in a byte each; add the casts, which read and write but compute naught."""
+    """Store linear weights in a byte each; add the casts, which move bytes and compute nothing."""
     denoise = next((phase for phase in work.phases if phase.name == "denoise"), None)
     if denoise is None:
         return work

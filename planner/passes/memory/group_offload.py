@@ -10,8 +10,8 @@ one, a pinned copy of it on the host.
 When not: the denoiser fits, or few tokens a forward: the link is then what takes the time.
 Source: diffusers' apply_group_offloading.
 
-On a stream, diffusers moves one block at a time. The order in which blocks are fetched ahead is that
-of the first forward; a block that was skipped is fetched when it is needed.
+On a stream, diffusers moves one block at a time. The order in which blocks are fetched ahead is
+that of the first forward; a block that was skipped then is fetched when it is needed.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def _takes_turns(case: Case) -> str | None:
     own = ("text_encoder", "vae", "image_encoder")
     if any(name.startswith(own) for name in case.model.components):
         return None
-    return f"model_offload needs components to take turns; {case.model.pipeline} has a denoiser only"
+    return f"model_offload needs parts that take turns; {case.model.pipeline} has a denoiser only"
 
 
 _SOURCE = "diffusers DiffusionPipeline.enable_model_cpu_offload"

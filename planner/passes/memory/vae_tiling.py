@@ -72,7 +72,7 @@ def geometry(vae: Any, settings: VaeTilingSettings) -> dict[str, Any]:
 
 
 def _scale(sample: Any, latent: int) -> int:
-    side = sample[0] if isinstance(sample, list | tuple) else sample
+    side: int = sample[0] if isinstance(sample, list | tuple) else sample
     return max(1, round(side / latent))
 
 

@@ -10,7 +10,6 @@ from planner.case.device import Device
 from planner.errors import UsageError
 from planner.run.devices.base import library_versions
 
-
 _KERNELS = ("flash-attn", "flash-attn-3", "sageattention", "kernels")
 """Packages that bring attention kernels, where they are installed."""
 
