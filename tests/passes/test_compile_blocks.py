@@ -1,6 +1,5 @@
 """Compiled blocks underneath hooks."""
 
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 
 from planner.passes import registry
-from planner.run.apply import LeavesCaseWarning
+from planner.passes.compilation import compile_blocks
 from tests.passes.driving import Bench, Executed, shared_bench
 
 PASS = registry.get("compile_blocks")
@@ -22,7 +21,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
 
     real = torch.compile
 
-    def compile_(function: Any, *, mode: str, dynamic: bool, **limit: Any) -> Any:
+    def compile_(function: Any, *, mode: str, dynamic: bool | None, **limit: Any) -> Any:
         return real(function, backend="aot_eager", dynamic=dynamic, **limit)
 
     monkeypatch.setattr(torch, "compile", compile_)
@@ -92,13 +91,29 @@ def test_fused_work_reads_memory_once(bench: Bench) -> None:
         assert new.flops == old.flops
 
 
-def test_one_graph_serves_every_size_where_that_is_asked_for(
-    bench: Bench, graphs: dict[str, Any]
+class Doubled(torch.nn.Module):
+    """A block of one operation."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+
+class Added(torch.nn.Module):
+    """Another, since the compiler remembers which sizes of a forward it has seen change."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + x
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "kind", "after"), [(False, Doubled, [1, 2, 3]), (True, Added, [1, 2, 2])]
+)
+def test_one_graph_serves_every_size_after_the_first_where_that_is_asked_for(
+    graphs: dict[str, Any], dynamic: bool, kind: Any, after: list[int]
 ) -> None:
-    with bench.put({"compile_blocks": {"dynamic": True}} | SHORT):
-        bench.draw()
-        before = graphs["stats"]["unique_graphs"]
-        with warnings.catch_warnings():  # the plan was measured for one size
-            warnings.simplefilter("ignore", LeavesCaseWarning)
-            bench.draw(height=96, width=128)
-    assert graphs["stats"]["unique_graphs"] == before
+    settings = registry.settings_of("compile_blocks", {"dynamic": dynamic})
+    compiled, seen = compile_blocks._compiled(kind, settings, {}), []
+    for size in (4, 6, 9):
+        assert compiled(kind(), torch.ones(size)).sum() == 2 * size
+        seen.append(graphs["stats"]["unique_graphs"])
+    assert seen == after

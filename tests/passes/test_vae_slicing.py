@@ -3,7 +3,6 @@
 import pytest
 
 from planner.passes import registry
-from planner.prediction.trace import trace
 from tests.passes.driving import Bench, large_bench
 
 PASS = registry.get("vae_slicing")
@@ -15,7 +14,7 @@ def test_as_many_decodes_as_images_and_no_more_work() -> None:
     with bench.put({"vae_slicing": {}}) as handle:
         bench.draw()
         assert handle.stats["vae_slicing"] == {"decodes": 2}
-        real = trace(bench.pipe, bench.case.workload).phases[-1]
+        real = bench.traced().phases[-1]
     assert after.calls == real.calls == 2
     assert after.flops == pytest.approx(real.flops)
     assert after.flops == pytest.approx(bench.work.phases[-1].flops)

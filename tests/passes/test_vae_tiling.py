@@ -8,7 +8,6 @@ import torch
 from planner.passes import registry
 from planner.plans.graph import build
 from planner.plans.plan import Plan
-from planner.prediction.trace import trace
 from tests.passes.driving import Bench, large_bench
 from tests.passes.gpus import on_gpu
 
@@ -29,7 +28,7 @@ def test_the_effect_counts_the_tiles_and_the_work_that_are_really_decoded(
     with bench.put({"vae_tiling": {"tile": tile}}) as handle:
         bench.draw()
         assert handle.stats["vae_tiling"] == {"decodes": tiles}
-        real = trace(bench.pipe, bench.case.workload).phases[-1]
+        real = bench.traced().phases[-1]
     assert after.flops == pytest.approx(real.flops, rel=0.02)
     assert after.flops > bench.work.phases[-1].flops
 

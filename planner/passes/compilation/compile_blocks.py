@@ -6,7 +6,7 @@ break, and the compiled code is the same whichever passes are on.
 When it helps: a GPU (1.2 to 1.4 times), precision passes there; on a CPU little (1.05 to 1.15).
 What it costs: seconds to minutes in the first call; it pays off after many images.
 When not: few images a start, a CPU without C++ compiler. Sizes that change from call to call are
-compiled anew each, unless `dynamic` asks for one slower graph that takes them all.
+compiled anew each, unless `dynamic` asks for one slower graph that takes all but the first.
 Source: PyTorch, regional compilation recipe; diffusers' compile_repeated_blocks.
 
 The images are the same up to rounding: fused kernels add up in another order. The compile time is
@@ -53,7 +53,7 @@ class CompileBlocksSettings(Settings):
         "default", "torch.compile's mode",
         choices=("default", "max-autotune-no-cudagraphs"),
     )  # fmt: skip
-    dynamic: bool = knob(False, "whether one graph serves every size of image and text")
+    dynamic: bool = knob(False, "whether one graph serves every size after the first")
 
 
 def apply(pipeline: Any, settings: CompileBlocksSettings, context: Context) -> Undo:
@@ -82,9 +82,10 @@ def _compiled(kind: Any, settings: CompileBlocksSettings, memo: dict[str, Any]) 
         limit: Any = {}
         if "recompile_limit" in inspect.signature(torch.compile).parameters:
             limit = {"recompile_limit": MOST_GRAPHS}
-        memo[key] = torch.compile(
-            kind.forward, mode=settings.mode, dynamic=settings.dynamic, **limit
-        )
+        # None: static at first, and dynamic in what is seen to change. True would be dynamic in
+        # everything, and guard on sizes that are equal by chance.
+        dynamic = None if settings.dynamic else False
+        memo[key] = torch.compile(kind.forward, mode=settings.mode, dynamic=dynamic, **limit)
     return memo[key]
 
 
