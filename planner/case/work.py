@@ -82,11 +82,15 @@ class Work(Noun):
     """Everything one pipeline call computes, and what it keeps in memory for that.
 
     `kept` is the bytes that passes hold from one step to the next, such as cached residuals.
+    `batch` images of `height` × `width` pixels are drawn; 0 where the call does not say.
     """
 
     phases: tuple[Phase, ...]
     parts: tuple[Part, ...] = ()
     kept: float = 0.0
+    height: int = 0
+    width: int = 0
+    batch: int = 1
 
     def mapped(self, change: Callable[[Phase], Phase]) -> Work:
         """Return this work with every phase changed; what else it holds stays."""

@@ -33,3 +33,16 @@ class Workload(Noun):
     def forwards_per_step(self) -> int:
         """Return how many times the denoiser is called at one step."""
         return 2 if self.guidance == "sequential" else 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Return height and width of an image in pixels; 0 where the call does not say."""
+        sides = (self.call.get(name) for name in ("height", "width"))
+        height, width = (side if isinstance(side, int) else 0 for side in sides)
+        return height, width
+
+    @property
+    def images(self) -> int:
+        """Return how many images one call draws."""
+        each = self.call.get("num_images_per_prompt")
+        return self.batch_size * (each if isinstance(each, int) else 1)

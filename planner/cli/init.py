@@ -98,7 +98,7 @@ def search_text(model: str, path: Path) -> str:
         model=_scalar(model),
         prompts=_KNOWN_PROMPTS if known else _PROMPTS,
         workload=_KNOWN_CALL if known else _CALL,
-        example=every[-1].name,
+        example=every[0].name,
     )
     return "\n".join([_aligned(line) for line in (*head.splitlines(), *_domains(every))]) + "\n"
 

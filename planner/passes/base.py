@@ -145,6 +145,16 @@ def one_denoiser(name: str) -> Need:
     return Need(_one_denoiser, "diffusers WanPipeline: transformer_2 denoises below boundary_ratio")
 
 
+def on_cuda(name: str, because: str) -> Need:
+    """Return the need of a CUDA device; `because` is the source that says why."""
+
+    def _on_cuda(case: Case) -> str | None:
+        kind = case.device.kind
+        return None if kind == "cuda" else f"{name} needs a CUDA device; this one is a {kind}"
+
+    return Need(_on_cuda, because)
+
+
 class Avoid(NamedTuple):
     """A rare clash with another pass, declared on one side only.
 
@@ -204,6 +214,7 @@ class Pass:
     apply: puts it on, returns the undo; reversible=False where no honest undo exists.
     observe: (settings, statistics, workload) -> None or a sentence why it was inert or wrong.
     narrow: search domains for this case, replacing the declared ones by name.
+    unfit: (case, settings) -> None or a sentence why these settings cannot be had there.
     seeds: settings that experts start from, tried first.
     batch_invariant: whether an image is independent of its neighbours in the batch.
     imports: libraries that must be importable for apply, as PEP 508 requirements.
@@ -226,6 +237,7 @@ class Pass:
     reversible: bool = True
     observe: Callable[[Any, Statistics, Workload], str | None] | None = None
     narrow: Callable[[Case, Telemetry | None], dict[str, Domain]] | None = None
+    unfit: Callable[[Case, Any], str | None] | None = None
     seeds: tuple[Mapping[str, Scalar], ...] = ({},)
     batch_invariant: bool
     doc: str = ""

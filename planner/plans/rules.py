@@ -21,6 +21,13 @@ STEP_REUSE = "step_reuse"
 """The claim of passes that compute some steps and reuse their results in others."""
 
 
+CAPTURE = "capture"
+"""The claim of passes that record what a forward launches, and replay it."""
+
+PLACE = "place"
+"""The claim of passes that move weights between host and device."""
+
+
 class Planned(NamedTuple):
     """A pass with its settings parsed."""
 
@@ -81,8 +88,36 @@ def _names(stack: Stack, holds: Callable[[Pass], bool]) -> list[str]:
     return [one.pass_.name for one in stack if holds(one.pass_)]
 
 
+def _claims(one: Pass, what: str, whose: str = "") -> bool:
+    """Tell whether a pass owns this of anything, or of one component."""
+    return any(claim.endswith(f"{whose}.{what}") for claim in one.owns)
+
+
 def _reuses_steps(one: Pass) -> bool:
-    return any(claim.rpartition(".")[2] == STEP_REUSE for claim in one.owns)
+    return _claims(one, STEP_REUSE)
+
+
+def _unfit(case: Case, stack: Stack) -> str | None:
+    asked = (one.pass_.unfit and one.pass_.unfit(case, one.settings) for one in stack)
+    return next((said for said in asked if said), None)
+
+
+def _captured_decision(case: Case, stack: Stack) -> str | None:
+    del case
+    caches = _names(stack, _reuses_steps)
+    graphs = _names(stack, lambda one: _claims(one, CAPTURE))
+    if not caches or not graphs:
+        return None
+    return f"{graphs[0]} would replay what {caches[0]} decided at the first step; keep one"
+
+
+def _captured_move(case: Case, stack: Stack) -> str | None:
+    del case
+    movers = _names(stack, lambda one: _claims(one, PLACE, "denoiser"))
+    graphs = _names(stack, lambda one: _claims(one, CAPTURE))
+    if not movers or not graphs:
+        return None
+    return f"{graphs[0]} reads weights where they were recorded, and {movers[0]} moves them"
 
 
 def _empty_stretch(case: Case, stack: Stack) -> str | None:
@@ -145,6 +180,21 @@ def _quantized_without_compile(case: Case, stack: Stack) -> str | None:
 
 
 RULES = (
+    Rule(
+        "unfit settings",
+        _unfit,
+        "the pass itself, asked about its settings in this case",
+    ),
+    Rule(
+        "a decision in a captured graph",
+        _captured_decision,
+        "TensorRT-LLM keeps TeaCache outside the graph: a skipped forward is no replay",
+    ),
+    Rule(
+        "moved weights in a captured graph",
+        _captured_move,
+        "PyTorch docs, CUDA graphs: a replay reads and writes the recorded addresses",
+    ),
     Rule(
         "empty stretch",
         _empty_stretch,

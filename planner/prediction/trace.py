@@ -41,7 +41,9 @@ def trace(pipeline: Any, workload: Workload, prompt: str = "a picture") -> Work:
     with counter.watching(), torch.no_grad():
         pipeline(prompt if size == 1 else [prompt] * size, generator=generator,
                  output_type="np", **call)  # fmt: skip
-    return counter.work(workload.steps)
+    height, width = workload.size
+    drawn = {"height": height, "width": width, "batch": workload.images}
+    return counter.work(workload.steps).model_copy(update=drawn)
 
 
 @dataclass

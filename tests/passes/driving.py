@@ -1,6 +1,8 @@
 """What tests of passes share: a pipeline, its untouched image, its changes from step to step."""
 
+import copy
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import torch
 
 from planner.case.case import Case
+from planner.case.device import Device
 from planner.case.telemetry import Telemetry
 from planner.case.work import Work
 from planner.hooks.blocks import beneath_hooks, own_forward
@@ -16,31 +19,47 @@ from planner.hooks.clock import StepClock
 from planner.passes import registry
 from planner.passes.base import Artifact, Context
 from planner.plans.plan import Plan
-from planner.run.apply import Handle, put_on
+from planner.run.apply import Handle, LeavesCaseWarning, put_on
 from tests.tiny import CALL, tiny_case, tiny_flux
+
+H100 = Device(kind="cuda", name="NVIDIA H100", capability=(9, 0), memory_bytes=80 * 2**30)
+"""A device that is only declared: what is legal there can be asked here."""
 
 
 class Bench:
-    """One tiny pipeline with its case, and a memo that survives from plan to plan."""
+    """One tiny pipeline with its case, and a memo that survives from plan to plan.
 
-    def __init__(self) -> None:
+    `images` of `call`'s size are drawn at once; `decoded` draws pixels instead of latents.
+    """
+
+    def __init__(self, images: int = 1, decoded: bool = False, **call: Any) -> None:
         self.pipe = tiny_flux()
-        self.case: Case = tiny_case(self.pipe)
+        self.call = CALL | call
+        self.images = images
+        self.output = "pt" if decoded else "latent"
+        self.case: Case = tiny_case(self.pipe, **call)
+        batch = self.case.workload.model_copy(update={"batch_size": images})
+        self.case = self.case.model_copy(update={"workload": batch})
         self.memo: dict[str, Any] = {}
         self.artifacts: dict[str, Artifact] = {}
 
     def draw(self, prompt: str = "a red circle", seed: int = 0, **call: Any) -> torch.Tensor:
-        """Return the latents of a plain call: the reference call, or the plan's."""
+        """Return what a plain call draws: the reference call, or the plan's."""
         generator = torch.Generator("cpu").manual_seed(seed)
-        arguments = {"output_type": "latent", "generator": generator} | call
+        arguments = {"output_type": self.output, "generator": generator} | call
+        if self.images > 1 and isinstance(prompt, str):
+            prompts: Any = [prompt] * self.images
+            arguments = {"negative_prompt": [""] * self.images} | arguments
+        else:
+            prompts = prompt
         if not hasattr(type(self.pipe), "_planner_handle"):
-            arguments = CALL | arguments
-        latents: torch.Tensor = self.pipe(prompt, **arguments).images
-        return latents
+            arguments = self.call | arguments
+        drawn: torch.Tensor = self.pipe(prompts, **arguments).images
+        return drawn
 
     @functools.cached_property
     def untouched(self) -> torch.Tensor:
-        """Latents of the untouched pipeline."""
+        """What the untouched pipeline draws."""
         return self.draw()
 
     @functools.cached_property
@@ -53,9 +72,15 @@ class Bench:
     @functools.cached_property
     def work(self) -> Work:
         """The untouched reference call's work."""
+        return self.traced()
+
+    def traced(self) -> Work:
+        """The work of the reference call under whatever is on the pipeline."""
         from planner.prediction.trace import trace
 
-        return trace(self.pipe, self.case.workload)
+        with warnings.catch_warnings():  # a trace runs one step
+            warnings.simplefilter("ignore", LeavesCaseWarning)
+            return trace(self.pipe, self.case.workload)
 
     @contextmanager
     def framed(self) -> Iterator[tuple[StepClock, Callable[[], None]]]:
@@ -95,6 +120,19 @@ def shared_bench() -> Bench:
     return Bench()
 
 
+@functools.cache
+def large_bench() -> Bench:
+    """A bench that draws two images, larger than a decoder's smallest tile, to the pixel."""
+    return Bench(images=2, decoded=True, height=288, width=272, num_inference_steps=4)
+
+
+def declared_bench() -> Bench:
+    """The shared bench as though it were on a GPU: the case says so, the tensors do not."""
+    found = copy.copy(shared_bench())
+    found.case = found.case.model_copy(update={"device": H100})
+    return found
+
+
 class Executed:
     """Counts what a tiny Flux really computes: forwards of the denoiser and of its stack.
 
@@ -131,11 +169,37 @@ class Executed:
             undo()
 
 
+OWN = ("encode_prompt", "_all_hooks", "_offload_device", "_offload_gpu_id")
+"""Attributes of a pipeline that only a pass would set on the instance."""
+
+
 def leftovers(pipe: Any) -> list[str]:
-    """Name every trace of a pass on the denoiser: hooks, replaced forwards, enabled caches."""
+    """Name every trace of a pass: hooks, replaced forwards, caches, casts, flags, backends."""
     found = ["cache"] if pipe.transformer.is_cache_enabled else []
-    for name, module in pipe.transformer.named_modules():
-        registry_ = vars(module).get("_diffusers_hook")
+    for part in ("transformer", "vae", "text_encoder", "text_encoder_2"):
+        found += [f"{part}.{trace}" for trace in _traces(getattr(pipe, part))]
+    found += [f"vae.{name}" for name in ("use_tiling", "use_slicing") if getattr(pipe.vae, name)]
+    found += [] if pipe.vae.tile_sample_min_size == 64 else ["vae.tile_sample_min_size"]
+    found += [] if _process_backend() == "native" else ["the process's attention backend"]
+    return found + [f"pipeline.{name}" for name in OWN if name in vars(pipe)]
+
+
+def _traces(root: Any) -> list[str]:
+    found = []
+    for name, module in root.named_modules():
+        own = vars(module)
+        registry_ = own.get("_diffusers_hook")
         found += [f"{name}: {hook}" for hook in (registry_.hooks if registry_ else ())]
-        found += [f"{name}.forward"] if "forward" in vars(module) else []
-    return found + [f"pipeline.{name}" for name in ("encode_prompt",) if name in vars(pipe)]
+        found += [f"{name}.{made}" for made in ("forward", "_old_forward", "_hf_hook")
+                  if made in own]  # fmt: skip
+        found += [f"{name}: torch's hook"] if module._forward_pre_hooks else []
+        processor = own.get("processor")
+        found += [f"{name}: backend"] if getattr(processor, "_attention_backend", None) else []
+    cast = [name for name, weight in root.named_parameters() if weight.dtype != torch.float32]
+    return found + [f"{name}: cast" for name in cast]
+
+
+def _process_backend() -> str:
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+
+    return str(_AttentionBackendRegistry._active_backend.value)

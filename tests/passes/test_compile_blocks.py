@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from planner.passes import registry
+from planner.passes.compilation import compile_blocks
 from tests.passes.driving import Bench, Executed, shared_bench
 
 PASS = registry.get("compile_blocks")
@@ -20,7 +21,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
 
     real = torch.compile
 
-    def compile_(function: Any, *, mode: str, dynamic: bool, **limit: Any) -> Any:
+    def compile_(function: Any, *, mode: str, dynamic: bool | None, **limit: Any) -> Any:
         return real(function, backend="aot_eager", dynamic=dynamic, **limit)
 
     monkeypatch.setattr(torch, "compile", compile_)
@@ -88,3 +89,31 @@ def test_fused_work_reads_memory_once(bench: Bench) -> None:
         assert new.launches == (1 if fused else old.launches)
         assert new.bytes == pytest.approx(old.bytes / old.launches if fused else old.bytes)
         assert new.flops == old.flops
+
+
+class Doubled(torch.nn.Module):
+    """A block of one operation."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+
+class Added(torch.nn.Module):
+    """Another, since the compiler remembers which sizes of a forward it has seen change."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + x
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "kind", "after"), [(False, Doubled, [1, 2, 3]), (True, Added, [1, 2, 2])]
+)
+def test_one_graph_serves_every_size_after_the_first_where_that_is_asked_for(
+    graphs: dict[str, Any], dynamic: bool, kind: Any, after: list[int]
+) -> None:
+    settings = registry.settings_of("compile_blocks", {"dynamic": dynamic})
+    compiled, seen = compile_blocks._compiled(kind, settings, {}), []
+    for size in (4, 6, 9):
+        assert compiled(kind(), torch.ones(size)).sum() == 2 * size
+        seen.append(graphs["stats"]["unique_graphs"])
+    assert seen == after

@@ -5,10 +5,12 @@ use it, underneath all hooks: caches stay ordinary Python around compiled blocks
 break, and the compiled code is the same whichever passes are on.
 When it helps: a GPU (1.2 to 1.4 times), precision passes there; on a CPU little (1.05 to 1.15).
 What it costs: seconds to minutes in the first call; it pays off after many images.
-When not: shapes that change from call to call, few images a start, a CPU without C++ compiler.
+When not: few images a start, a CPU without C++ compiler. Sizes that change from call to call are
+compiled anew each, unless `dynamic` asks for one slower graph that takes all but the first.
 Source: PyTorch, regional compilation recipe; diffusers' compile_repeated_blocks.
 
-The images are the same up to rounding: fused kernels add up in another order.
+The images are the same up to rounding: fused kernels add up in another order. The compile time is
+a cost of its own, measured apart from the steady state: the effect leaves it out.
 """
 
 from __future__ import annotations
@@ -41,19 +43,24 @@ MOST_GRAPHS = 64
 
 
 class CompileBlocksSettings(Settings):
-    """How hard to try."""
+    """How hard to try, and for which sizes.
+
+    The modes with graphs of torch's own are left out: a block's outputs would be written over by
+    the next block of its class. `cuda_graphs` records the whole forward instead.
+    """
 
     mode: Literal["default", "max-autotune-no-cudagraphs"] = knob(
         "default", "torch.compile's mode",
         choices=("default", "max-autotune-no-cudagraphs"),
     )  # fmt: skip
+    dynamic: bool = knob(False, "whether one graph serves every size after the first")
 
 
 def apply(pipeline: Any, settings: CompileBlocksSettings, context: Context) -> Undo:
     """Give every block its class's compiled forward; compiled code stays in the memo."""
     blocks = [b for part in segments(denoiser_of(pipeline)) for b in part.blocks]
     undo = [
-        beneath_hooks(block, partial(_compiled(type(block), settings.mode, context.memo), block))
+        beneath_hooks(block, partial(_compiled(type(block), settings, context.memo), block))
         for block in blocks
     ]
     context.statistics.update(blocks=len(blocks), classes=len({type(b) for b in blocks}))
@@ -65,17 +72,20 @@ def apply(pipeline: Any, settings: CompileBlocksSettings, context: Context) -> U
     return take_off
 
 
-def _compiled(kind: Any, mode: str, memo: dict[str, Any]) -> Any:
+def _compiled(kind: Any, settings: CompileBlocksSettings, memo: dict[str, Any]) -> Any:
     import torch
 
-    key = f"{kind.__module__}.{kind.__qualname__}:{mode}"
+    key = f"{kind.__module__}.{kind.__qualname__}:{settings.mode}:{settings.dynamic}"
     if key not in memo:
         # Every choice of quantized layers is another graph; past the limit torch falls back to
         # eager without an error. Older versions of torch know the limit as a global only.
         limit: Any = {}
         if "recompile_limit" in inspect.signature(torch.compile).parameters:
             limit = {"recompile_limit": MOST_GRAPHS}
-        memo[key] = torch.compile(kind.forward, mode=mode, dynamic=False, **limit)
+        # None: static at first, and dynamic in what is seen to change. True would be dynamic in
+        # everything, and guard on sizes that are equal by chance.
+        dynamic = None if settings.dynamic else False
+        memo[key] = torch.compile(kind.forward, mode=settings.mode, dynamic=dynamic, **limit)
     return memo[key]
 
 

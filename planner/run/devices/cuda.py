@@ -10,6 +10,9 @@ from planner.case.device import Device
 from planner.errors import UsageError
 from planner.run.devices.base import library_versions
 
+_KERNELS = ("flash-attn", "flash-attn-3", "sageattention", "kernels")
+"""Packages that bring attention kernels, where they are installed."""
+
 
 def available() -> bool:
     """Tell whether torch sees a CUDA device."""
@@ -52,7 +55,7 @@ class CudaBackend:
             memory_bytes=facts.total_memory,
             driver=_driver(),
             threads=torch.get_num_threads(),
-            libraries=library_versions("torchao", "triton") | extra,
+            libraries=library_versions("torchao", "triton", *_KERNELS) | extra,
         )
 
     def synchronize(self) -> None:

@@ -1,0 +1,47 @@
+"""Where weights rest, and leaving no trace once they rest where they did."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from planner.hooks.blocks import DENOISERS
+from planner.hooks.branches import drop_empty_registry
+
+GROUP_HOOKS = ("group_offloading", "layer_execution_tracker", "lazy_prefetch_group_offloading")
+"""The hooks that diffusers' group offloading puts on a module, by name."""
+
+
+def denoisers_of(pipeline: Any) -> dict[str, Any]:
+    """Return every model that denoises by its component's name: two experts are two."""
+    names = [f"{name}{number}" for name in DENOISERS for number in ("", "_2")]
+    found = {name: getattr(pipeline, name, None) for name in names}
+    return {name: part for name, part in found.items() if part is not None}
+
+
+def text_encoders_of(pipeline: Any) -> dict[str, Any]:
+    """Return the pipeline's text encoders by the component's name."""
+    return {
+        name: part for name, part in pipeline.components.items()
+        if name.startswith("text_encoder") and part is not None
+    }  # fmt: skip
+
+
+def ungroup(root: Any, device: Any) -> None:
+    """Take diffusers' group offloading off a module; its weights come back to the device."""
+    from diffusers.hooks import HookRegistry
+
+    registry = HookRegistry.check_if_exists_or_initialize(root)
+    for name in reversed(GROUP_HOOKS):
+        registry.remove_hook(name, recurse=True)
+    registry.invalidate_child_registries_cache()
+    root.to(device)
+    swept(root)
+
+
+def swept(root: Any) -> None:
+    """Drop empty hook registries, and instance attributes `forward` that are the class's own."""
+    for module in root.modules():
+        drop_empty_registry(module)
+        forward = vars(module).get("forward")
+        if getattr(forward, "__func__", None) is type(module).forward:
+            del module.forward

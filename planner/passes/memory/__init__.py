@@ -1,0 +1,1 @@
+"""Peak memory: where weights rest, how they are stored, how images are decoded."""

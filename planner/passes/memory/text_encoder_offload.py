@@ -1,0 +1,143 @@
+"""Rest the text encoders on the host, and move them in for encoding only.
+
+What it does: each text encoder comes to the device for its forward and leaves it right after; the
+copy on the host stays, so that leaving costs nothing.
+When it helps: large encoders beside a denoiser that fits: T5-XXL takes 9.5 GB in 16 bits, and rests
+during all of denoising.
+What it costs: the encoders cross the link at every prompt; as much pinned memory on the host.
+When not: everything fits; short calls with large encoders, where the link would take longest.
+Source: diffusers' apply_group_offloading, with the whole encoder as one group; ComfyUI moves text
+encoders out in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from planner.case.case import Case
+from planner.case.telemetry import Telemetry
+from planner.case.work import Part, Phase, Work
+from planner.case.workload import Workload
+from planner.hooks.residence import text_encoders_of, ungroup
+from planner.passes.base import (
+    Context,
+    Family,
+    Fidelity,
+    Need,
+    NoSettings,
+    Pass,
+    Stage,
+    Statistics,
+    Undo,
+    on_cuda,
+)
+
+_ALL = 1_000_000
+"""More blocks in a group than any encoder has: it moves as a whole."""
+
+
+def apply(pipeline: Any, settings: NoSettings, context: Context) -> Undo:
+    """Make every text encoder one group that leaves by going back to its copy on the host."""
+    from diffusers.hooks import apply_group_offloading
+
+    models = [(model, model.device) for model in text_encoders_of(pipeline).values()]
+
+    def undo() -> None:
+        for model, device in models:
+            ungroup(model, device)
+
+    try:
+        for model, device in models:
+            copies = _copies(model)
+            apply_group_offloading(model, onload_device=device, num_blocks_per_group=_ALL)
+            for group in _groups(model):
+                _keep_on_host(group, copies)
+    except BaseException:
+        undo()
+        raise
+    context.statistics.update(encoders=len(models))
+    return undo
+
+
+def _tensors(module: Any) -> Iterable[Any]:
+    return (*module.parameters(), *module.buffers())
+
+
+def _copies(model: Any) -> dict[Any, Any]:
+    """Return every tensor's copy on the host; on a CPU it is the tensor itself."""
+    return {
+        tensor: tensor.data.cpu().pin_memory() if tensor.is_cuda else tensor.data
+        for tensor in _tensors(model)
+    }
+
+
+def _groups(model: Any) -> list[Any]:
+    registries = (vars(module).get("_diffusers_hook") for module in model.modules())
+    hooks = (one.get_hook("group_offloading") for one in registries if one is not None)
+    return list({id(hook.group): hook.group for hook in hooks if hook is not None}.values())
+
+
+def _keep_on_host(group: Any, copies: dict[Any, Any]) -> None:
+    """Let a group leave without a transfer: diffusers would copy it back each time."""
+    held = [tensor for module in group.modules for tensor in _tensors(module)]
+    held += [*group.parameters, *group.buffers]
+
+    def offload() -> None:
+        for tensor in held:
+            tensor.data = copies[tensor]
+
+    group.offload_ = offload
+    offload()
+
+
+def effect(work: Work, settings: NoSettings, telemetry: Telemetry | None) -> Work:
+    """Rest the encoders on the host; every encoding brings them in, none brings them back."""
+    resting = sum(p.bytes for p in work.parts if p.phase == "encode" and p.place == "device")
+
+    def moved(phase: Phase) -> Phase:
+        if phase.name != "encode" or not resting:
+            return phase
+        return phase.model_copy(update={"transfers": phase.transfers + resting * phase.calls})
+
+    def part_of(part: Part) -> Part:
+        if part.phase != "encode" or part.place != "device":
+            return part
+        return part.model_copy(update={"place": "host"})
+
+    changed = work.mapped(moved)
+    return changed.model_copy(update={"parts": tuple(map(part_of, work.parts))})
+
+
+def observe(settings: NoSettings, statistics: Statistics, workload: Workload) -> str | None:
+    """Answer a sentence if there was no encoder to move."""
+    if statistics.get("encoders"):
+        return None
+    return "text_encoder_offload found no text encoder"
+
+
+def _says_something(case: Case) -> str | None:
+    if any(name.startswith("text_encoder") for name in case.model.components):
+        return None
+    return f"text_encoder_offload needs a text encoder; {case.model.pipeline} has none"
+
+
+_SOURCE = "diffusers hooks/group_offloading.py; T5-XXL is 4.76 billion parameters"
+
+PASS = Pass(
+    name="text_encoder_offload",
+    family=Family.MEMORY,
+    stage=Stage.OFFLOAD,
+    fidelity=Fidelity.EXACT,
+    source=_SOURCE,
+    owns=("text_encoder.place",),
+    imports=("accelerate>=0.17",),
+    needs=(
+        on_cuda("text_encoder_offload", "moves weights from the host to a device"),
+        Need(_says_something, _SOURCE),
+    ),
+    effect=effect,
+    apply=apply,
+    observe=observe,
+    batch_invariant=True,
+)
