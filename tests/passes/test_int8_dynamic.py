@@ -11,8 +11,9 @@ from planner.case.work import Work
 from planner.errors import UsageError
 from planner.hooks import integer
 from planner.hooks.integer import engine_for, integer_linear
+from planner.hooks.linear import layers
 from planner.passes import registry
-from planner.passes.quantization.int8_dynamic import Int8DynamicSettings, layers
+from planner.passes.quantization.int8_dynamic import Int8DynamicSettings
 from planner.prediction.trace import trace
 from planner.run.apply import LeavesCaseWarning
 from tests.passes.driving import Bench
