@@ -49,6 +49,13 @@ from planner.passes.base import (
 ROW = 5
 """Bytes an output channel takes beside its integers: a float32 scale, an int8 zero point."""
 
+_SAID = (
+    "`torch.jit.script",  # on import
+    "transformers .* is not tested with",  # on import; transformers plays no part here
+    "Real quantization has been applied",  # nobody converts these layers back
+)
+"""What modelopt warns of, and why it does not matter here."""
+
 
 class Int8WeightSettings(Settings):
     """Which layers, and whose."""
@@ -91,9 +98,8 @@ def _modelopt(layer: Any) -> Any:
     import torch
 
     with warnings.catch_warnings(), redirect_stdout(StringIO()):
-        # modelopt warns of untested versions of transformers, which play no part here, that
-        # compressed layers cannot be converted back, which nobody does, and of torch's scripts.
-        warnings.simplefilter("ignore")
+        for said in _SAID:
+            warnings.filterwarnings("ignore", message=said)
         import modelopt.torch.quantization as mtq
 
         copy = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")

@@ -9,7 +9,7 @@ When it helps: large layers on Blackwell, with compile: FLUX.1-schnell 1.34 time
 1.15. About 3.6 times less memory for what is quantized.
 What it costs: the most of all formats in images: LPIPS .31 where FP8 had .17 (FLUX.1-schnell), so
 that a ceiling near .1 is out of reach without weights trained for it. Finding scales and packing
-takes 47 kernels a layer unless they are compiled, or MSLK's Triton kernel is installed. The own
+takes 45 kernels a layer unless they are compiled, or MSLK's Triton kernel is installed. The own
 weights wait in the host's memory, so that the pass can be taken off.
 When not: anything before Blackwell (emulated: slower than FP8); torch built for CUDA 12, where it
 was up to twice as slow as FP8; layers of 1024 and narrower. modelopt's NVFP4 is meant for export:
@@ -55,7 +55,7 @@ NARROW = 64
 CUDA = 13
 """Release of CUDA that torch must be built for."""
 
-NVFP4 = Format("float4_e2m1fn_x2", value=0.5 + 1 / BLOCK, kernels=47, traffic=187)
+NVFP4 = Format("float4_e2m1fn_x2", value=0.5 + 1 / BLOCK, kernels=45, traffic=187)
 """What torchao's quantization of a 16-bit input launches and moves, counted where it runs."""
 
 
