@@ -121,10 +121,11 @@ def test_weights_shrink_inputs_are_read_in_a_byte_and_the_cast_stands_beside(ben
     after = PASS.effect(work, Int8DynamicSettings(), None)
     rows = {"transformer_blocks.0.attn": 8 * 32, "transformer_blocks.0.ff": 160}
     for path, count in rows.items():
-        (old,) = (op for op in work.phases[1].operations if op.path == path and op.kind == "linear")
-        *casts, new = (op for op in after.phases[1].operations
-                       if op.path == path and op.kind == "linear" or op.path == path
-                       and op.flops == 0)  # fmt: skip
+        was, found = ([op for op in one.phases[1].operations if op.path == path]
+                      for one in (work, after))  # fmt: skip
+        (old,) = (op for op in was if op.kind == "linear")
+        (new,) = (op for op in found if op.kind == "linear")
+        casts = [op for op in found if op.kind == "elementwise" and op.flops == 0]
         assert new.weights == pytest.approx(old.weights / 4 + 4 * count, rel=0.05)
         inputs = (old.bytes - old.weights) / 8
         assert new.bytes - new.weights == pytest.approx(inputs * (1 + 4))
