@@ -8,10 +8,10 @@ least error of all formats (.004 to .005 of a layer's output).
 What it costs: time. Every call converts every weight, and image transformers are bound by
 computation, which stays in the old precision. The own weights wait in the host's memory, so that
 the pass can be taken off.
-When not: memory is no question; on a CPU, where both copies would lie in the same memory. With
-library modelopt the same arithmetic runs through its compressed layers: about as much memory, but
-it has no INT8 kernel, and torch.compile cannot look into its layers. It is here for those who go
-on to export from modelopt.
+When not: memory is no question; on a CPU, where both copies would lie in the same memory. Library
+modelopt stores the same integers in its compressed layers (mtq.compress) and, having no INT8
+kernel, converts them back just so: no faster, no smaller, seconds of import. It is for those who
+compare with what they export from it.
 Source: torchao Int8WeightOnlyConfig; modelopt INT8_WEIGHT_ONLY_CFG and mtq.compress.
 """
 
