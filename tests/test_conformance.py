@@ -19,7 +19,7 @@ from planner.plans.graph import build
 from planner.plans.plan import Plan
 from planner.run.apply import LeavesCaseWarning
 from tests.passes.driving import Bench, Executed, leftovers, shared_bench
-from tests.passes.gpus import on_gpu
+from tests.passes.lowbit import on_gpu
 
 NAMES = tuple(registry.names())
 HEADINGS = ("What it does", "When it helps", "What it costs", "When not", "Source")

@@ -132,19 +132,6 @@ class Need(NamedTuple):
     source: str
 
 
-def one_denoiser(name: str) -> Need:
-    """Return the need that one model denoises: a pass on the first of two experts is half on."""
-
-    def _one_denoiser(case: Case) -> str | None:
-        second = [part for part in ("transformer_2", "unet_2") if part in case.model.components]
-        if not second:
-            return None
-        first = case.model.traits.denoiser
-        return f"{name} needs one denoiser; this pipeline has {first} and {second[0]}"
-
-    return Need(_one_denoiser, "diffusers WanPipeline: transformer_2 denoises below boundary_ratio")
-
-
 def fused_adapters(name: str) -> Need:
     """Return the need that no adapter is loaded beside the weights that a pass replaces."""
 
@@ -181,6 +168,19 @@ def compute_capability(name: str, least: tuple[int, int], source: str) -> Need:
         return f"{wanted}; this device has {had}"
 
     return Need(_compute_capability, source)
+
+
+def one_denoiser(name: str) -> Need:
+    """Return the need that one model denoises: a pass on the first of two experts is half on."""
+
+    def _one_denoiser(case: Case) -> str | None:
+        second = [part for part in ("transformer_2", "unet_2") if part in case.model.components]
+        if not second:
+            return None
+        first = case.model.traits.denoiser
+        return f"{name} needs one denoiser; this pipeline has {first} and {second[0]}"
+
+    return Need(_one_denoiser, "diffusers WanPipeline: transformer_2 denoises below boundary_ratio")
 
 
 class Avoid(NamedTuple):

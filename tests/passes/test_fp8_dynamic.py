@@ -17,7 +17,7 @@ from planner.plans.plan import Plan
 from planner.run.apply import put_on
 from tests import test_conformance as contract
 from tests.passes.driving import Bench, leftovers
-from tests.passes.gpus import Counted, on_gpu, stored, weighed
+from tests.passes.lowbit import Counted, on_gpu, stored, weighed
 
 PASS = registry.get("fp8_dynamic")
 GRANULARITIES = ("per_tensor", "per_row")

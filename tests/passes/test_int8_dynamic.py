@@ -17,7 +17,7 @@ from planner.passes.quantization.int8_dynamic import Int8DynamicSettings
 from planner.prediction.trace import trace
 from planner.run.apply import LeavesCaseWarning
 from tests.passes.driving import Bench
-from tests.passes.gpus import weighed
+from tests.passes.lowbit import weighed
 
 PASS = registry.get("int8_dynamic")
 HAS_ONNX = find_spec("onnxruntime") is not None and find_spec("onnx") is not None

@@ -14,7 +14,7 @@ from planner.plans.graph import build
 from tests import test_conformance as contract
 from tests.cases import flux_case
 from tests.passes.driving import Bench, leftovers
-from tests.passes.gpus import Counted, held, on_gpu, stored, weighed
+from tests.passes.lowbit import Counted, held, on_gpu, stored, weighed
 
 PASS = registry.get("int8_weight")
 CONTRACT = (

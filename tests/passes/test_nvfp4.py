@@ -15,7 +15,7 @@ from planner.passes.quantization.nvfp4 import NVFP4, Nvfp4Settings
 from planner.plans.graph import build
 from planner.plans.plan import Plan
 from tests.passes.driving import Bench, leftovers
-from tests.passes.gpus import Counted, held, on_gpu, weighed
+from tests.passes.lowbit import Counted, held, on_gpu, weighed
 
 PASS = registry.get("nvfp4")
 E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])

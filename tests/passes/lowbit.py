@@ -1,4 +1,4 @@
-"""GPUs that are declared, not there, and what can be told of a GPU's pass without one."""
+"""What tests of number formats share: declared GPUs, known weights, stored bytes, kernels."""
 
 from typing import Any
 
