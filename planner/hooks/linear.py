@@ -45,7 +45,10 @@ def in_scope(path: str, scope: str) -> bool:
 def layers(
     pipeline: Any, choice: Choice, fits: Callable[[Any], bool] = lambda layer: True
 ) -> tuple[Layers, list[str]]:
-    """Return the linear layers to quantize by path, and the paths of those left alone."""
+    """Return the linear layers to quantize by path, and the paths of those left alone.
+
+    A weight that is more than a plain parameter is some other library's, and stays.
+    """
     import torch
 
     denoiser = denoiser_of(pipeline)
@@ -59,7 +62,8 @@ def layers(
         (f"{place}.{path}", layer)
         for place, block in kept
         for path, layer in block.named_modules()
-        if isinstance(layer, torch.nn.Linear) and in_scope(path, choice.scope) and fits(layer)
+        if isinstance(layer, torch.nn.Linear) and in_scope(path, choice.scope)
+        and type(layer.weight) is torch.nn.Parameter and fits(layer)
     ]
     names = {path for path, _ in found}
     linear = (p for p, m in denoiser.named_modules() if isinstance(m, torch.nn.Linear))

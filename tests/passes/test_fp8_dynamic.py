@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from planner.errors import UsageError
-from planner.hooks.linear import swap_weights, torchao_weight
+from planner.hooks.linear import layers, swap_weights, torchao_weight
 from planner.passes import registry
 from planner.passes.quantization import fp8_dynamic
 from planner.passes.quantization.fp8_dynamic import FORMATS, LEAST, Fp8DynamicSettings
@@ -255,6 +255,12 @@ def test_no_layer_in_scope_is_reported_as_inert(clean: Bench) -> None:
         assert handle.complaints() == {
             "fp8_dynamic": "fp8_dynamic quantized no layer at scope blocks, edges 2"
         }
+
+
+def test_weights_that_are_quantized_already_are_left_alone(clean: Bench) -> None:
+    with clean.put({"fp8_dynamic": {"scope": "attention"}}):
+        found, excluded = layers(clean.pipe, Fp8DynamicSettings())
+    assert len(found) == 12 and len(excluded) == 36
 
 
 def test_a_failure_on_the_way_gives_every_weight_back() -> None:
