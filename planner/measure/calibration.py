@@ -78,7 +78,7 @@ def calibrate(backend: Backend) -> Calibration:
             products=products,
             convolution=bench.convolution(dtype) / best,
             attention={"": bench.attention(dtype) / best},
-            bandwidth=bench.traffic(),
+            bandwidth=bench.traffic(), cached=1.0, cache=1.0,
             launch=launch, ramp=ramp, call=0.0, step=0.0, link=bench.link(),
         ),
     )  # fmt: skip
