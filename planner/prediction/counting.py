@@ -6,9 +6,10 @@ counted as a fused kernel; bytes are what each operation reads and writes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -34,6 +35,14 @@ class _Sum:
     launches: int = 0
     dtype: str = ""
 
+    def take(self, other: _Sum) -> None:
+        """Add another group's sums."""
+        self.flops += other.flops
+        self.bytes += other.bytes
+        self.weights += other.weights
+        self.launches += other.launches
+        self.dtype = self.dtype or other.dtype
+
 
 @dataclass
 class Tally:
@@ -41,6 +50,13 @@ class Tally:
 
     sums: dict[tuple[str, Kind, bool], _Sum] = field(default_factory=dict)
     peak: float = 0.0
+
+    def take(self, other: Tally, path: str = "", instead: str = "") -> None:
+        """Add what another tally holds; groups below `path` are named below `instead`."""
+        for (group, kind, block), theirs in other.sums.items():
+            below = bool(path) and f"{group}.".startswith(f"{path}.")
+            name = instead + group[len(path) :] if below else group
+            self.sums.setdefault((name, kind, block), _Sum()).take(theirs)
 
     def operations(self, calls: int = 1) -> tuple[Operation, ...]:
         """Return the operations of one call, where the sums are of several."""
@@ -105,6 +121,31 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._tally.peak = max(self._tally.peak, self.lifetimes.peak)
         self._tally = None
 
+    @contextmanager
+    def apart(self) -> Iterator[Tally]:
+        """Count a stretch in a tally of its own, which is added to the phase's afterwards.
+
+        The stretch's peak is what it needs beyond what is alive when it begins.
+        """
+        around, stretch = self._tally, Tally()
+        before, begun = self.lifetimes.peak, self.lifetimes.alive
+        self._tally = stretch
+        self.lifetimes.restart()
+        try:
+            yield stretch
+        finally:
+            self._tally = around
+            stretch.peak = self.lifetimes.peak - begun
+            self.lifetimes.peak = max(before, self.lifetimes.peak)
+            if around is not None:
+                around.take(stretch)
+
+    def repeat(self, stretch: Tally, path: str, instead: str) -> None:
+        """Count a stretch once more, its groups below `path` under another name."""
+        self.lifetimes.peak = max(self.lifetimes.peak, self.lifetimes.alive + stretch.peak)
+        if self._tally is not None:
+            self._tally.take(stretch, path, instead)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         written = _tensors(out)
@@ -160,6 +201,7 @@ def _is_group(path: str, blocks: frozenset[str]) -> bool:
     return len(parts) == 1 or (len(parts) == 2 and parts[1].isdigit())
 
 
+@cache
 def _is_free(function: Any) -> bool:
     """Tell whether an operation computes nothing: views and uninitialised memory."""
     if function._schema.name.partition("::")[2] in _FREE:
@@ -168,10 +210,12 @@ def _is_free(function: Any) -> bool:
     return bool(returns) and all(r.alias_info and not r.alias_info.is_write for r in returns)
 
 
+@cache
 def _is_integer(function: Any) -> bool:
     return function._schema.name in ("quantized::linear_dynamic", "planner::int8_linear")
 
 
+@cache
 def _kind(function: Any) -> Kind:
     name = function._schema.name.partition("::")[2]
     if "scaled_dot_product" in name or name in ("bmm", "baddbmm", "_softmax"):

@@ -25,7 +25,12 @@ def encoder_call(module: Any, part: Component, shape: Shape) -> tuple[Any, dict[
         return module, {"pixel_values": pixels}
     tokens = (part.tokens or shape.text_tokens) + part.added_tokens
     ids = torch.ones(shape.batch, tokens, dtype=torch.int64, device="meta")
-    return _reader(module), {"input_ids": ids} | _quiet(module)
+    arguments: dict[str, Any] = {"input_ids": ids}
+    if hasattr(module.config.get_text_config(), "num_key_value_heads"):
+        # what a causal model makes of padding; one that it makes itself looks at its data
+        mask = torch.ones(shape.batch, 1, tokens, tokens, dtype=torch.bool, device="meta")
+        arguments |= {"attention_mask": mask, "use_cache": False}
+    return _reader(module), arguments
 
 
 def _reader(module: Any) -> Any:
@@ -34,8 +39,3 @@ def _reader(module: Any) -> Any:
     for name in _LANGUAGE:
         inner = getattr(inner, name, inner)
     return inner if inner is not module else module
-
-
-def _quiet(module: Any) -> dict[str, Any]:
-    """Return that no cache of keys and values is wanted, where a model would keep one."""
-    return {"use_cache": False} if hasattr(module.config.get_text_config(), "use_cache") else {}

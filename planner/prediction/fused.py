@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
 
 
 class OnMeta(TorchFunctionMode):
@@ -25,6 +26,7 @@ class OnMeta(TorchFunctionMode):
 
     def __init__(self, patched: tuple[str, ...] = ()) -> None:
         super().__init__()
+        self._makers = _device_constructors()
         self._instead: dict[Any, Callable[..., Any]] = {
             torch.nn.functional.scaled_dot_product_attention: _attention
         }
@@ -37,7 +39,10 @@ class OnMeta(TorchFunctionMode):
             }  # fmt: skip
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self._instead.get(func, func)(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func in self._makers and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return self._instead.get(func, func)(*args, **kwargs)
 
 
 @contextmanager
@@ -45,7 +50,7 @@ def on_meta(patched: tuple[str, ...] = ()) -> Iterator[None]:
     """Run on the meta device what can be run there, and no more, while the block lasts."""
     autocast = "autocast" in patched  # torch refuses it for this device
     quiet = patch.object(torch, "autocast", lambda *_, **__: nullcontext())
-    with quiet if autocast else nullcontext(), torch.device("meta"), OnMeta(patched):
+    with quiet if autocast else nullcontext(), OnMeta(patched):
         yield
 
 

@@ -27,6 +27,7 @@ from planner.prediction.folder import entry_of_folder
 from planner.prediction.fused import on_meta
 from planner.prediction.inputs import Asked, builder_for
 from planner.prediction.latents import Latent, channels, latent_of
+from planner.prediction.repeats import Repeats
 
 _KEPT = 64
 
@@ -102,9 +103,12 @@ def _work(entry_json: str, shape: Shape) -> Work:
 
 def _count(
     module: Any, arguments: dict[str, Any], *, call: Any = None, blocks: frozenset[str] = frozenset(),
-    prefix: str = "", patched: tuple[str, ...] = (),
+    prefix: str = "", patched: tuple[str, ...] = (), repeats: bool = True,
 ) -> Tally:  # fmt: skip
-    """Run a module, or one of its methods, on the meta device and count what it does."""
+    """Run a module, or one of its methods, on the meta device and count what it does.
+
+    `repeats` False runs every block, where blocks keep state from call to call as in a VAE.
+    """
     scope, tally = Scope(), Tally()
     counting = Counting(scope, fixed_tensors(module))
     for tensor in torch.utils._pytree.tree_leaves(arguments):
@@ -113,6 +117,8 @@ def _count(
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         scope.follow(stack, module, blocks, prefix)
+        if repeats:
+            Repeats(counting).watch(stack, module, prefix)
         stack.enter_context(on_meta(patched))
         stack.enter_context(counting)
         counting.begin(tally)
@@ -144,7 +150,7 @@ def _first_frame(entry: Entry, modules: dict[str, Any], shape: Shape) -> Tally:
     video = (shape.batch, 3, shape.frames, shape.height, shape.width)
     vae = modules[part.name]
     pixels = {"x": torch.empty(video, dtype=dtype, device="meta")}
-    return _count(vae, pixels, call=vae.encode, prefix=part.name)
+    return _count(vae, pixels, call=vae.encode, prefix=part.name, repeats=False)
 
 
 def _denoise(
@@ -184,7 +190,7 @@ def _decode(entry: Entry, vae: Any, latent: Latent, shape: Shape) -> Phase:
     arguments = {"z": torch.empty(size, dtype=dtype, device="meta")}
     if vae.config.get("timestep_conditioning"):
         arguments["temb"] = torch.empty(shape.batch, dtype=dtype, device="meta")
-    tally = _count(vae, arguments, call=vae.decode)
+    tally = _count(vae, arguments, call=vae.decode, repeats=False)
     return _phase("decode", None, 1, tally)
 
 
