@@ -7,7 +7,7 @@ attention kernel keeps.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -48,10 +48,30 @@ class OnMeta(TorchFunctionMode):
 @contextmanager
 def on_meta(patched: tuple[str, ...] = ()) -> Iterator[None]:
     """Run on the meta device what can be run there, and no more, while the block lasts."""
-    autocast = "autocast" in patched  # torch refuses it for this device
-    quiet = patch.object(torch, "autocast", lambda *_, **__: nullcontext())
-    with quiet if autocast else nullcontext(), OnMeta(patched):
+    with ExitStack() as stack:
+        if "autocast" in patched:  # torch refuses it for this device
+            quiet = patch.object(torch, "autocast", lambda *_, **__: nullcontext())
+            stack.enter_context(quiet)
+        if "causal_mask" in patched:
+            stack.enter_context(_whole_masks())
+        stack.enter_context(OnMeta(patched))
         yield
+
+
+def _whole_masks() -> Any:
+    """Let the VAE of HunyuanVideo-1.5 make its mask at once.
+
+    It writes one row after the other: tens of thousands of launches, which are left out.
+    """
+    from diffusers.models.autoencoders.autoencoder_kl_hunyuanvideo15 import HunyuanVideo15AttnBlock
+
+    def mask(n_frame: int, n_hw: int, dtype: Any, device: Any, batch_size: int = 1) -> Any:
+        side = n_frame * n_hw
+        full = torch.full((side, side), float("-inf"), dtype=dtype, device=device)
+        return full.unsqueeze(0).expand(batch_size, -1, -1)
+
+    name = "prepare_causal_attention_mask"
+    return patch.object(HunyuanVideo15AttnBlock, name, staticmethod(mask))
 
 
 def _attention(

@@ -190,7 +190,8 @@ def _decode(entry: Entry, vae: Any, latent: Latent, shape: Shape) -> Phase:
     arguments = {"z": torch.empty(size, dtype=dtype, device="meta")}
     if vae.config.get("timestep_conditioning"):
         arguments["temb"] = torch.empty(shape.batch, dtype=dtype, device="meta")
-    tally = _count(vae, arguments, call=vae.decode, repeats=False)
+    patched = ("causal_mask",) if type(vae).__name__ == "AutoencoderKLHunyuanVideo15" else ()
+    tally = _count(vae, arguments, call=vae.decode, repeats=False, patched=patched)
     return _phase("decode", None, 1, tally)
 
 
