@@ -21,7 +21,9 @@ from planner.case.work import Kind, Operation
 from planner.prediction.lifetimes import Lifetimes, storage_of
 
 _NORMS = ("layer_norm", "rms_norm", "group_norm", "batch_norm", "rsqrt")
-_FREE = ("empty", "new_empty", "empty_like", "_unsafe_view", "detach", "lift_fresh", "empty_strided")
+_FREE = (
+    "empty", "new_empty", "empty_like", "empty_strided", "_unsafe_view", "detach", "lift_fresh",
+)  # fmt: skip
 _UNET = ("down_blocks", "up_blocks")
 
 
@@ -194,11 +196,12 @@ def _in_block(path: str, blocks: frozenset[str]) -> bool:
 
 
 def _is_group(path: str, blocks: frozenset[str]) -> bool:
-    """Tell whether a module names a group: blocks, their children, other top-level parts."""
+    """Tell whether a module names a group: blocks, their children, other lists and parts."""
     parts = path.split(".")
     if _in_block(path, blocks):
         return len(parts) <= 3
-    return len(parts) == 1 or (len(parts) == 2 and parts[1].isdigit())
+    listed = parts[-1].isdigit() and not any(part.isdigit() for part in parts[:-1])
+    return len(parts) == 1 or listed
 
 
 @cache

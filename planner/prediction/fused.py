@@ -95,7 +95,7 @@ def _every_index(tensor: Any, *, as_tuple: bool = False) -> Any:
 
 def _negated(mask: Any) -> Any:
     negated = torch.bitwise_not(mask)
-    negated.of_padding = True
+    negated.of_padding = True  # type: ignore[attr-defined]
     return negated
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from planner.case.work import Part, Phase, Work
+from planner.case.work import Phase, Work
 from planner.case.workload import Workload
 from planner.errors import UsageError
 from planner.hooks.blocks import DENOISERS, denoiser_of
@@ -94,7 +94,7 @@ class _Counter:
                 self._open(stack, module, ("encode", None), counts=index == 0)
             decoder = getattr(getattr(self.pipeline, "vae", None), "decoder", None)
             if decoder is not None:
-                scope.follow(stack, decoder)
+                scope.follow(stack, decoder, prefix="decoder")
                 self._open(stack, decoder, ("decode", None))
             stack.enter_context(self.counting)
             yield
