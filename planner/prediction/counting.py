@@ -75,20 +75,23 @@ class Tally:
 class Scope:
     """Where in a component's modules the program is: the group that an operation belongs to."""
 
-    def __init__(self) -> None:
+    def __init__(self, base: str = "") -> None:
+        self._base = base
         self._inside: list[tuple[str, bool]] = []
 
     @property
     def place(self) -> tuple[str, bool]:
         """Return the path of the innermost group, and whether it is in the block stack."""
-        return self._inside[-1] if self._inside else ("", False)
+        return self._inside[-1] if self._inside else (self._base, False)
 
     def follow(
         self, stack: ExitStack, root: Any, blocks: frozenset[str] = frozenset(), prefix: str = ""
     ) -> None:
         """Hook the groups of a component until the stack is left; `prefix` names the component."""
         for path, module in root.named_modules():
-            if path and _is_group(path, blocks):
+            if not path and prefix:
+                self._hook(stack, module, (prefix, False))
+            elif path and _is_group(path, blocks):
                 place = (f"{prefix}.{path}" if prefix else path, _in_block(path, blocks))
                 self._hook(stack, module, place)
 
@@ -196,10 +199,10 @@ def _in_block(path: str, blocks: frozenset[str]) -> bool:
 
 
 def _is_group(path: str, blocks: frozenset[str]) -> bool:
-    """Tell whether a module names a group: blocks, their children, other lists and parts."""
+    """Tell whether a module names a group: blocks, their parts, other lists' items and parts."""
     parts = path.split(".")
     if _in_block(path, blocks):
-        return len(parts) <= 3
+        return len(parts) <= 3 or (len(parts) == 4 and parts[3].isdigit())
     listed = parts[-1].isdigit() and not any(part.isdigit() for part in parts[:-1])
     return len(parts) == 1 or listed
 

@@ -46,7 +46,7 @@ class Repeats:
                     stack.callback(delattr, block, "forward")
 
     def _instead(self, block: Any, path: str) -> Callable[..., Any]:
-        run, like = block.forward, _structure(block)
+        run, like = block.forward, (path.rpartition(".")[0], *_structure(block))
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             inputs, form = tree_flatten((args, kwargs))
@@ -64,7 +64,7 @@ class Repeats:
 
 
 def _structure(block: Any) -> tuple[Any, ...]:
-    """Return what makes two blocks alike: class and weights; not their place in the stack."""
+    """Return what makes two blocks of a list alike: class and weights."""
     weights = ((name, tuple(w.shape), w.dtype) for name, w in block.state_dict().items())
     return (type(block), *weights)
 

@@ -115,7 +115,7 @@ def _count(
 
     `repeats` False runs every block, where blocks keep state from call to call as in a VAE.
     """
-    scope, tally = Scope(), Tally()
+    scope, tally = Scope(prefix), Tally()
     counting = Counting(scope, fixed_tensors(module))
     for tensor in tree_leaves(arguments):
         if isinstance(tensor, torch.Tensor):
