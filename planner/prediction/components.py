@@ -65,13 +65,13 @@ def _maker(library: str, cls: str, where: str) -> Callable[[dict[str, Any]], Any
     """Return the function that builds the class from config fields."""
     found = class_of(library, cls, where)
 
+    from transformers.initialization import no_init_weights
+
     def diffusers_model(fields: dict[str, Any]) -> Any:
-        with torch.device("meta"):
+        with torch.device("meta"), no_init_weights():
             return found(**fields)
 
     def transformers_model(fields: dict[str, Any]) -> Any:
-        from transformers.initialization import no_init_weights
-
         with torch.device("meta"), no_init_weights():
             module = found(found.config_class(**fields))
         module.tie_weights()  # such as an encoder's table of words, which loading would share

@@ -6,9 +6,10 @@ counted as a fused kernel; bytes are what each operation reads and writes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,7 +21,9 @@ from planner.case.work import Kind, Operation
 from planner.prediction.lifetimes import Lifetimes, storage_of
 
 _NORMS = ("layer_norm", "rms_norm", "group_norm", "batch_norm", "rsqrt")
-_FREE = ("empty", "new_empty", "empty_like", "_unsafe_view", "detach", "lift_fresh", "empty_strided")
+_FREE = (
+    "empty", "new_empty", "empty_like", "empty_strided", "_unsafe_view", "detach", "lift_fresh",
+)  # fmt: skip
 _UNET = ("down_blocks", "up_blocks")
 
 
@@ -34,6 +37,14 @@ class _Sum:
     launches: int = 0
     dtype: str = ""
 
+    def take(self, other: _Sum) -> None:
+        """Add another group's sums."""
+        self.flops += other.flops
+        self.bytes += other.bytes
+        self.weights += other.weights
+        self.launches += other.launches
+        self.dtype = self.dtype or other.dtype
+
 
 @dataclass
 class Tally:
@@ -41,6 +52,13 @@ class Tally:
 
     sums: dict[tuple[str, Kind, bool], _Sum] = field(default_factory=dict)
     peak: float = 0.0
+
+    def take(self, other: Tally, path: str = "", instead: str = "") -> None:
+        """Add what another tally holds; groups below `path` are named below `instead`."""
+        for (group, kind, block), theirs in other.sums.items():
+            below = bool(path) and f"{group}.".startswith(f"{path}.")
+            name = instead + group[len(path) :] if below else group
+            self.sums.setdefault((name, kind, block), _Sum()).take(theirs)
 
     def operations(self, calls: int = 1) -> tuple[Operation, ...]:
         """Return the operations of one call, where the sums are of several."""
@@ -57,20 +75,23 @@ class Tally:
 class Scope:
     """Where in a component's modules the program is: the group that an operation belongs to."""
 
-    def __init__(self) -> None:
+    def __init__(self, base: str = "") -> None:
+        self._base = base
         self._inside: list[tuple[str, bool]] = []
 
     @property
     def place(self) -> tuple[str, bool]:
         """Return the path of the innermost group, and whether it is in the block stack."""
-        return self._inside[-1] if self._inside else ("", False)
+        return self._inside[-1] if self._inside else (self._base, False)
 
     def follow(
         self, stack: ExitStack, root: Any, blocks: frozenset[str] = frozenset(), prefix: str = ""
     ) -> None:
         """Hook the groups of a component until the stack is left; `prefix` names the component."""
         for path, module in root.named_modules():
-            if path and _is_group(path, blocks):
+            if not path and prefix:
+                self._hook(stack, module, (prefix, False))
+            elif path and _is_group(path, blocks):
                 place = (f"{prefix}.{path}" if prefix else path, _in_block(path, blocks))
                 self._hook(stack, module, place)
 
@@ -104,6 +125,31 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._tally is not None:
             self._tally.peak = max(self._tally.peak, self.lifetimes.peak)
         self._tally = None
+
+    @contextmanager
+    def apart(self) -> Iterator[Tally]:
+        """Count a stretch in a tally of its own, which is added to the phase's afterwards.
+
+        The stretch's peak is what it needs beyond what is alive when it begins.
+        """
+        around, stretch = self._tally, Tally()
+        before, begun = self.lifetimes.peak, self.lifetimes.alive
+        self._tally = stretch
+        self.lifetimes.restart()
+        try:
+            yield stretch
+        finally:
+            self._tally = around
+            stretch.peak = self.lifetimes.peak - begun
+            self.lifetimes.peak = max(before, self.lifetimes.peak)
+            if around is not None:
+                around.take(stretch)
+
+    def repeat(self, stretch: Tally, path: str, instead: str) -> None:
+        """Count a stretch once more, its groups below `path` under another name."""
+        self.lifetimes.peak = max(self.lifetimes.peak, self.lifetimes.alive + stretch.peak)
+        if self._tally is not None:
+            self._tally.take(stretch, path, instead)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -153,13 +199,15 @@ def _in_block(path: str, blocks: frozenset[str]) -> bool:
 
 
 def _is_group(path: str, blocks: frozenset[str]) -> bool:
-    """Tell whether a module names a group: blocks, their children, other top-level parts."""
+    """Tell whether a module names a group: blocks, their parts, other lists' items and parts."""
     parts = path.split(".")
     if _in_block(path, blocks):
-        return len(parts) <= 3
-    return len(parts) == 1 or (len(parts) == 2 and parts[1].isdigit())
+        return len(parts) <= 3 or (len(parts) == 4 and parts[3].isdigit())
+    listed = parts[-1].isdigit() and not any(part.isdigit() for part in parts[:-1])
+    return len(parts) == 1 or listed
 
 
+@cache
 def _is_free(function: Any) -> bool:
     """Tell whether an operation computes nothing: views and uninitialised memory."""
     if function._schema.name.partition("::")[2] in _FREE:
@@ -168,10 +216,12 @@ def _is_free(function: Any) -> bool:
     return bool(returns) and all(r.alias_info and not r.alias_info.is_write for r in returns)
 
 
+@cache
 def _is_integer(function: Any) -> bool:
     return function._schema.name in ("quantized::linear_dynamic", "planner::int8_linear")
 
 
+@cache
 def _kind(function: Any) -> Kind:
     name = function._schema.name.partition("::")[2]
     if "scaled_dot_product" in name or name in ("bmm", "baddbmm", "_softmax"):

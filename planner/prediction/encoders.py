@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from planner.catalog.entry import Component, Shape
+from planner.catalog.entry import Component
 
 _LANGUAGE = ("language_model",)
 """Where a model of text and pictures keeps the part that reads a prompt."""
 
 
-def encoder_call(module: Any, part: Component, shape: Shape) -> tuple[Any, dict[str, Any]]:
-    """Return what to call and the arguments for one prompt an image.
+def encoder_call(module: Any, part: Component, text: int, batch: int) -> tuple[Any, dict[str, Any]]:
+    """Return what to call and the arguments for one prompt, or picture, an image of the batch.
 
     A model of text and pictures is asked as its pipeline asks it: about text alone, by the stack of
     its language model; its output head, whose answer nobody reads, is left out.
@@ -21,11 +21,16 @@ def encoder_call(module: Any, part: Component, shape: Shape) -> tuple[Any, dict[
     if module.main_input_name == "pixel_values":
         side = module.config.image_size
         dtype = next(module.parameters()).dtype
-        pixels = torch.empty(shape.batch, 3, side, side, dtype=dtype, device="meta")
+        pixels = torch.empty(batch, 3, side, side, dtype=dtype, device="meta")
         return module, {"pixel_values": pixels}
-    tokens = (part.tokens or shape.text_tokens) + part.added_tokens
-    ids = torch.ones(shape.batch, tokens, dtype=torch.int64, device="meta")
-    return _reader(module), {"input_ids": ids} | _quiet(module)
+    tokens = (part.tokens or text) + part.added_tokens
+    ids = torch.ones(batch, tokens, dtype=torch.int64, device="meta")
+    arguments: dict[str, Any] = {"input_ids": ids}
+    if hasattr(module.config.get_text_config(), "num_key_value_heads"):
+        # what a causal model makes of padding; one that it makes itself looks at its data
+        mask = torch.ones(batch, 1, tokens, tokens, dtype=torch.bool, device="meta")
+        arguments |= {"attention_mask": mask, "use_cache": False}
+    return _reader(module), arguments
 
 
 def _reader(module: Any) -> Any:
@@ -34,8 +39,3 @@ def _reader(module: Any) -> Any:
     for name in _LANGUAGE:
         inner = getattr(inner, name, inner)
     return inner if inner is not module else module
-
-
-def _quiet(module: Any) -> dict[str, Any]:
-    """Return that no cache of keys and values is wanted, where a model would keep one."""
-    return {"use_cache": False} if hasattr(module.config.get_text_config(), "use_cache") else {}

@@ -7,12 +7,13 @@ attention kernel keeps.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
 
 
 class OnMeta(TorchFunctionMode):
@@ -25,6 +26,7 @@ class OnMeta(TorchFunctionMode):
 
     def __init__(self, patched: tuple[str, ...] = ()) -> None:
         super().__init__()
+        self._makers = _device_constructors()
         self._instead: dict[Any, Callable[..., Any]] = {
             torch.nn.functional.scaled_dot_product_attention: _attention
         }
@@ -37,16 +39,39 @@ class OnMeta(TorchFunctionMode):
             }  # fmt: skip
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self._instead.get(func, func)(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func in self._makers and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return self._instead.get(func, func)(*args, **kwargs)
 
 
 @contextmanager
 def on_meta(patched: tuple[str, ...] = ()) -> Iterator[None]:
     """Run on the meta device what can be run there, and no more, while the block lasts."""
-    autocast = "autocast" in patched  # torch refuses it for this device
-    quiet = patch.object(torch, "autocast", lambda *_, **__: nullcontext())
-    with quiet if autocast else nullcontext(), torch.device("meta"), OnMeta(patched):
+    with ExitStack() as stack:
+        if "autocast" in patched:  # torch refuses it for this device
+            quiet = patch.object(torch, "autocast", lambda *_, **__: nullcontext())
+            stack.enter_context(quiet)
+        if "causal_mask" in patched:
+            stack.enter_context(_whole_masks())
+        stack.enter_context(OnMeta(patched))
         yield
+
+
+def _whole_masks() -> Any:
+    """Let the VAE of HunyuanVideo-1.5 make its mask at once.
+
+    It writes one row after the other: tens of thousands of launches, which are left out.
+    """
+    from diffusers.models.autoencoders.autoencoder_kl_hunyuanvideo15 import HunyuanVideo15AttnBlock
+
+    def mask(n_frame: int, n_hw: int, dtype: Any, device: Any, batch_size: int = 1) -> Any:
+        side = n_frame * n_hw
+        full = torch.full((side, side), float("-inf"), dtype=dtype, device=device)
+        return full.unsqueeze(0).expand(batch_size, -1, -1)
+
+    name = "prepare_causal_attention_mask"
+    return patch.object(HunyuanVideo15AttnBlock, name, staticmethod(mask))
 
 
 def _attention(
@@ -70,7 +95,7 @@ def _every_index(tensor: Any, *, as_tuple: bool = False) -> Any:
 
 def _negated(mask: Any) -> Any:
     negated = torch.bitwise_not(mask)
-    negated.of_padding = True
+    negated.of_padding = True  # type: ignore[attr-defined]
     return negated
 
 

@@ -55,6 +55,17 @@ def latent_of(vae: Any, patch: int, shape: Shape, limits: Limits | None, title: 
     return Latent((shape.frames - 1) // time + 1, shape.height // space, shape.width // space)
 
 
+def rounded(vae: Any, patch: int, shape: Shape) -> Shape:
+    """Return the shape that a pipeline makes of one: sides and frames rounded down."""
+    time, space = factors(vae)
+    step = space * patch
+    return shape.model_copy(update={
+        "height": max(step, shape.height // step * step),
+        "width": max(step, shape.width // step * step),
+        "frames": (shape.frames - 1) // time * time + 1,
+    })  # fmt: skip
+
+
 def _check_side(name: str, value: int, step: int, limits: Limits | None, title: str) -> None:
     most = None if limits is None else limits.side
     near = max(step, round(value / step) * step)

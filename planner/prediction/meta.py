@@ -6,29 +6,22 @@ one decode by the VAE, all untiled. Left out: schedulers, tokenizers and image p
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
-import torch
 from pydantic import ValidationError
 
 from planner.case.noun import Scalar
 from planner.case.work import Phase, Work
-from planner.catalog.entry import Component, Entry, Shape
+from planner.catalog.entry import Dtype, Entry, Shape
 from planner.catalog.reader import entry as catalogued
 from planner.catalog.reader import known
 from planner.errors import UsageError, nearest
-from planner.prediction.components import build, part_of
-from planner.prediction.counting import Counting, Scope, Tally, blocks_of, fixed_tensors
-from planner.prediction.encoders import encoder_call
+from planner.prediction import stages
 from planner.prediction.folder import entry_of_folder
-from planner.prediction.fused import on_meta
-from planner.prediction.inputs import Asked, builder_for
-from planner.prediction.latents import Latent, channels, latent_of
-
-_KEPT = 64
+from planner.prediction.inputs import builder_for
+from planner.prediction.latents import Latent, latent_of, rounded
+from planner.prediction.stages import Counted, Stage, stage_of
 
 
 def entry_for(model: str) -> Entry:
@@ -56,10 +49,9 @@ def shape_of(entry: Entry, **overrides: Scalar) -> Shape:
         return Shape.model_validate(entry.defaults.model_dump() | given)
     except ValidationError as error:
         first = error.errors()[0]
-        name = str(first["loc"][0])
-        what = f"{name} cannot be {first['input']!r} ({first['msg'].lower()})"
-        known_names = ", ".join(Shape.model_fields)
-        raise UsageError(what, value=first["input"], way_out=f"a shape has {known_names}") from error
+        what = f"{first['loc'][0]} cannot be {first['input']!r} ({first['msg'].lower()})"
+        way_out = f"a shape has {', '.join(Shape.model_fields)}"
+        raise UsageError(what, value=first["input"], way_out=way_out) from error
 
 
 def work_of(model: str | Entry, dtype: str | None = None, **overrides: Scalar) -> Work:
@@ -69,11 +61,28 @@ def work_of(model: str | Entry, dtype: str | None = None, **overrides: Scalar) -
     number format of weights and activations. Raises `UsageError` for a size that the model
     refuses, naming the nearest, and `InvalidFile` for a config that cannot be built.
     """
-    found = entry_for(model) if isinstance(model, str) else model
-    shape = shape_of(found, **overrides)
+    entry = entry_for(model) if isinstance(model, str) else model
+    shape = shape_of(entry, **overrides)
+    if dtype is not None and dtype not in get_args(Dtype):
+        raise UsageError(f"no number format is called {dtype!r}", value=dtype,
+                         way_out=nearest(dtype, get_args(Dtype)))  # fmt: skip
     if dtype is not None:
-        found = found.model_copy(update={"dtype": dtype})
-    return _work(found.model_dump_json(by_alias=True), shape)
+        entry = entry.model_copy(update={"dtype": dtype})
+    vae = _staged(entry, "decode")[0]
+    latent = latent_of(vae.module, _patch(entry), shape, entry.limits, entry.title)
+    decoded = stages.decoded(vae, latent, shape.batch)
+    return Work(
+        phases=(
+            *_encode(entry, shape), *_denoise(entry, latent, shape),
+            _phase("decode", None, 1, decoded),
+        ),
+        parts=tuple(stages.weights(stage) for stage in _staged(entry)),
+    )  # fmt: skip
+
+
+def rounded_shape(entry: Entry, shape: Shape) -> Shape:
+    """Return the shape that the pipeline makes of one: sides and frames rounded down."""
+    return rounded(_staged(entry, "decode")[0].module, _patch(entry), shape)
 
 
 def branches_of(entry: Entry, shape: Shape) -> int:
@@ -82,119 +91,63 @@ def branches_of(entry: Entry, shape: Shape) -> int:
     return 2 if guided else 1
 
 
-@lru_cache(maxsize=_KEPT)
-def _work(entry_json: str, shape: Shape) -> Work:
-    entry = Entry.model_validate_json(entry_json)
-    modules = {part.name: build(part, entry.dtype, entry.id) for part in entry.components}
-    denoise = [part for part in entry.components if part.phase == "denoise"]
-    vae = next(modules[part.name] for part in entry.components if part.phase == "decode")
-    patch = builder_for(denoise[0].cls).patch
-    latent = latent_of(vae, patch, shape, entry.limits, entry.title)
-    return Work(
-        phases=(
-            *_encode(entry, modules, shape),
-            *_denoise(entry, denoise, modules, latent, shape),
-            _decode(entry, vae, latent, shape),
-        ),
-        parts=tuple(part_of(one.name, one.phase, modules[one.name]) for one in entry.components),
-    )
+def _staged(entry: Entry, phase: str | None = None) -> list[Stage]:
+    """Return the entry's components, or those of a phase, as things to count.
+
+    Raises `UsageError` for an entry without any of that phase.
+    """
+    found = [
+        stage_of(part, entry.dtype, entry.id)
+        for part in entry.components if phase in (None, part.phase)
+    ]  # fmt: skip
+    if not found and phase != "encode":
+        what = f"{entry.id} has no component for the phase {phase}"
+        raise UsageError(what, value=entry.id, way_out="use a pipeline with a denoiser and a VAE")
+    return found
 
 
-def _count(
-    module: Any, arguments: dict[str, Any], *, call: Any = None, blocks: frozenset[str] = frozenset(),
-    prefix: str = "", patched: tuple[str, ...] = (),
-) -> Tally:  # fmt: skip
-    """Run a module, or one of its methods, on the meta device and count what it does."""
-    scope, tally = Scope(), Tally()
-    counting = Counting(scope, fixed_tensors(module))
-    for tensor in torch.utils._pytree.tree_leaves(arguments):
-        if isinstance(tensor, torch.Tensor):
-            counting.lifetimes.see(tensor)
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        scope.follow(stack, module, blocks, prefix)
-        stack.enter_context(on_meta(patched))
-        stack.enter_context(counting)
-        counting.begin(tally)
-        (call or module)(**arguments)
-        counting.end()
-    return tally
+def _patch(entry: Entry) -> int:
+    return builder_for(_staged(entry, "denoise")[0].part.cls).patch
 
 
-def _encode(entry: Entry, modules: dict[str, Any], shape: Shape) -> list[Phase]:
-    """Count every encoder of text on one prompt, and what encodes a first frame, apart."""
-    texts: list[Tally] = []
-    images: list[Tally] = []
-    for part in entry.components:
-        if part.phase == "encode":
-            call, arguments = encoder_call(modules[part.name], part, shape)
-            tally = _count(modules[part.name], arguments, call=call, prefix=part.name)
-            (images if "pixel_values" in arguments else texts).append(tally)
+def _encode(entry: Entry, shape: Shape) -> list[Phase]:
+    """Return what encodes each prompt, and apart from it what encodes a first frame."""
+    texts: list[Counted] = []
+    pictures: list[Counted] = []
+    for stage in _staged(entry, "encode"):
+        counted = stages.encoded(stage, shape.text_tokens, shape.batch)
+        (pictures if stage.part.name.startswith("image") else texts).append(counted)
     if entry.image_conditioned:
-        images.append(_first_frame(entry, modules, shape))
-    calls = branches_of(entry, shape)
-    phases = [_phase("encode", None, calls, *texts)] if texts else []
-    return phases + ([_phase("encode", None, 1, *images)] if images else [])
+        vae, size = _staged(entry, "decode")[0], (shape.frames, shape.height, shape.width)
+        pictures.append(stages.first_frame(vae, *size, shape.batch))
+    phases = [_phase("encode", None, branches_of(entry, shape), *texts)] if texts else []
+    return phases + ([_phase("encode", None, 1, *pictures)] if pictures else [])
 
 
-def _first_frame(entry: Entry, modules: dict[str, Any], shape: Shape) -> Tally:
-    """Count the VAE's encoding of the first frame, which is followed by empty ones."""
-    part = next(part for part in entry.components if part.phase == "decode")
-    dtype = getattr(torch, part.dtype or entry.dtype)
-    video = (shape.batch, 3, shape.frames, shape.height, shape.width)
-    vae = modules[part.name]
-    pixels = {"x": torch.empty(video, dtype=dtype, device="meta")}
-    return _count(vae, pixels, call=vae.encode, prefix=part.name)
-
-
-def _denoise(
-    entry: Entry, parts: list[Component], modules: dict[str, Any], latent: Latent, shape: Shape
-) -> list[Phase]:
-    """Count one call of each expert; its branches compute the same, one after the other."""
-    count = branches_of(entry, shape)
+def _denoise(entry: Entry, latent: Latent, shape: Shape) -> list[Phase]:
+    """Return one call of each expert; its branches compute the same, one after the other."""
+    denoisers, count = _staged(entry, "denoise"), branches_of(entry, shape)
     batched = count == 2 and entry.guidance == "batched"
     branches: tuple[str | None, ...] = ("cond", "uncond") if count == 2 and not batched else (None,)
+    batch = shape.batch * (2 if batched else 1)
     phases: list[Phase] = []
-    for part, calls in zip(parts, _calls(entry, parts, shape.steps), strict=True):
-        module, builder = modules[part.name], builder_for(part.cls)
-        dtype = getattr(torch, part.dtype or entry.dtype)
-        batch = shape.batch * (2 if batched else 1)
-        asked = Asked(module.config, latent, shape.text_tokens, batch, dtype)
-        tally = _count(
-            module, builder.arguments(asked), blocks=blocks_of(module), patched=builder.patched
-        )
-        phases += [_phase("denoise", branch, calls, tally) for branch in branches]
+    for stage, calls in zip(denoisers, _calls(entry, len(denoisers), shape.steps), strict=True):
+        counted = stages.denoised(stage, latent, shape.text_tokens, batch)
+        phases += [_phase("denoise", branch, calls, counted) for branch in branches]
     return phases
 
 
-def _calls(entry: Entry, parts: list[Component], steps: int) -> tuple[int, ...]:
+def _calls(entry: Entry, denoisers: int, steps: int) -> tuple[int, ...]:
     """Return how many of the steps each denoiser runs."""
     if entry.experts is None:
-        return (steps,) * len(parts)
+        return (steps,) * denoisers
     first = entry.experts.first(steps)
     return (first, steps - first)
 
 
-def _decode(entry: Entry, vae: Any, latent: Latent, shape: Shape) -> Phase:
-    """Count one decode of the whole batch, untiled."""
-    part = next(part for part in entry.components if part.phase == "decode")
-    dtype = getattr(torch, part.dtype or entry.dtype)
-    video = (latent.frames,) if _is_video(vae) else ()
-    size = (shape.batch, channels(vae), *video, latent.height, latent.width)
-    arguments = {"z": torch.empty(size, dtype=dtype, device="meta")}
-    if vae.config.get("timestep_conditioning"):
-        arguments["temb"] = torch.empty(shape.batch, dtype=dtype, device="meta")
-    tally = _count(vae, arguments, call=vae.decode)
-    return _phase("decode", None, 1, tally)
-
-
-def _is_video(vae: Any) -> bool:
-    return any(isinstance(module, torch.nn.Conv3d) for module in vae.modules())
-
-
-def _phase(name: str, branch: str | None, calls: int, *tallies: Tally) -> Phase:
-    operations = tuple(op for tally in tallies for op in tally.operations())
+def _phase(name: str, branch: str | None, calls: int, *counted: Counted) -> Phase:
+    operations = tuple(op for one in counted for op in one.operations)
     return Phase.model_validate({
         "name": name, "branch": branch, "calls": calls, "operations": operations,
-        "peak": max(tally.peak for tally in tallies),
+        "peak": max(one.peak for one in counted),
     })  # fmt: skip

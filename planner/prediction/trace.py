@@ -96,7 +96,7 @@ class _Counter:
                 self._open(stack, module, ("encode", None), counts=index == 0)
             decoder = getattr(getattr(self.pipeline, "vae", None), "decoder", None)
             if decoder is not None:
-                scope.follow(stack, decoder)
+                scope.follow(stack, decoder, prefix="decoder")
                 self._open(stack, decoder, ("decode", None))
             stack.enter_context(self.counting)
             yield
