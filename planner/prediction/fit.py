@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from planner.catalog.devices import cards
+from planner.prediction.anchors import learn, share
 from planner.prediction.published import Row, pairs, read
 from planner.prediction.replay import Sample, Skipped, sample
-from planner.prediction.roofline import Columns, Table, price
+from planner.prediction.roofline import Columns, Seconds, Table, price
 from planner.prediction.speeds import FITTED, Constants, speeds
 
 FREE = {
@@ -86,13 +87,20 @@ class Prices:
         self.seen = np.log([one.row.seconds or np.nan for one in samples])
 
     def logs(self, known: Constants) -> Columns:
-        """Return the logarithm of each sample's predicted seconds."""
+        """Return the logarithm of each sample's predicted seconds; NaN without a cache's anchor."""
+        found = self.parts(known)
+        shares = [share(one.row.cache, one.row.frames > 1, known.caches) for one in self.samples]
+        less = np.array([np.nan if s is None else 1 - s for s in shares])
+        out: Columns = np.log(found.total - less * found.by_phase["denoise"])
+        return out
+
+    def parts(self, known: Constants) -> Seconds:
+        """Return each sample's predicted seconds as though it had no cache."""
         each = np.stack([speeds(cards()[c], known, stack).row()  # type: ignore[arg-type]
                          for c, stack in self._pairs])[self._which]  # fmt: skip
         # Kernels that add up in float16 run at twice the rate of those that torch uses.
         each[self._halves, 2] *= 2
-        out: Columns = np.log(price(self.table, each).total)
-        return out
+        return price(self.table, each)
 
 
 def fit(prices: Prices, use: NDArray[np.bool_] | None = None) -> Constants:
@@ -142,9 +150,19 @@ def left_out(prices: Prices, key: Callable[[Sample], Any]) -> Columns:
 GROUPS: dict[str, Callable[[Sample], Any]] = {
     "pairs": lambda one: (one.row.model, one.card.id),
     "devices": lambda one: one.card.id,
+    "architectures": lambda one: one.card.architecture,
     "sources": lambda one: one.row.source.split(" ")[0],
 }
 """What is left out in turn."""
+
+
+FOOTINGS = {"this device": "pairs", "its family": "devices", "datasheet": "architectures"}
+"""Which errors tell the interval of a prediction, by what it rests on."""
+
+
+def spread(errors: Columns) -> float:
+    """Return the factor within which four of five predictions lie."""
+    return float(np.exp(np.quantile(np.abs(errors[np.isfinite(errors)]), 0.8)))
 
 
 def summary(errors: Columns) -> dict[str, float | int]:
@@ -186,6 +204,20 @@ def fit_units(samples: Sequence[Sample], known: Constants) -> Constants:
     return constants(least_squares(errors, centre).x)
 
 
+def fit_anchors(samples: Sequence[Sample], known: Constants) -> Constants:
+    """Return the constants with what caches left to compute in pairs of rows."""
+    prices = Prices(samples)
+    found = prices.parts(known)
+    inside = found.by_phase["denoise"] / found.total
+    seen = []
+    for one, other in ratios(samples):
+        row, without = samples[one].row, samples[other].row
+        if row.cache != "none" and without.cache == "none" and row.precision == without.precision:
+            ratio = float(np.exp(prices.seen[one] - prices.seen[other]))
+            seen.append((row.cache, row.frames > 1, 1 - (1 - ratio) / float(inside[other])))
+    return known.model_copy(update={"caches": learn(seen)})
+
+
 def main() -> None:
     """Read the command line, fit, cross-validate and write the constants."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -196,13 +228,15 @@ def main() -> None:
     samples, skipped = gather([row for row in rows if trusted(row)])
     timed = [one for one in samples if one.row.seconds]
     prices = Prices([one for one in timed if plain(one.row)])
-    known = fit_units(timed, fit(prices))
+    known = fit_anchors(timed, fit_units(timed, fit(prices)))
     inside = summary(prices.logs(known) - prices.seen)
-    outside = {name: summary(left_out(prices, key)) for name, key in GROUPS.items()}
+    errors = {name: left_out(prices, key) for name, key in GROUPS.items()}
     report = {
         "data": {"name": args.data.name, "rows": len(rows),
                  "sha256": hashlib.sha256(args.data.read_bytes()).hexdigest()},
-        "fit": inside, "left_out": outside, "skipped": dict(skipped),
+        "fit": inside, "left_out": {name: summary(found) for name, found in errors.items()},
+        "spread": {footing: spread(errors[name]) for footing, name in FOOTINGS.items()},
+        "skipped": dict(skipped),
     }  # fmt: skip
     written = {"constants": known.model_dump(), **report}
     args.out.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")

@@ -16,7 +16,7 @@ from planner.prediction.published import Row
 
 SKIPS = (
     "unknown model", "unknown device", "no size or time", "several GPUs", "sparse attention",
-    "attention not stated", "precision without a pass", "cache without a pass",
+    "attention not stated", "precision without a pass", "cache without an anchor",
     "offload not stated", "the model refuses the size", "the device lacks the precision",
 )  # fmt: skip
 """Every reason for which a row is not predicted."""
@@ -24,9 +24,9 @@ SKIPS = (
 _HALF = {"fp16": "float16", "bf16": "bfloat16", "bf16/fp16": "bfloat16", "fp16+bf16": "bfloat16",
          "bf16+fp32": "bfloat16"}  # fmt: skip
 _TECHNIQUES: dict[str, tuple[str, dict[str, Any]]] = {
-    "fp8": ("fp8_dynamic", {"granularity": "tensor"}),
-    "fp8 rowwise": ("fp8_dynamic", {"granularity": "row"}),
-    "fp8/mixed (S)": ("fp8_dynamic", {"granularity": "tensor"}),
+    "fp8": ("fp8_dynamic", {"granularity": "per_tensor"}),
+    "fp8 rowwise": ("fp8_dynamic", {"granularity": "per_row"}),
+    "fp8/mixed (S)": ("fp8_dynamic", {"granularity": "per_tensor"}),
     "int8": ("int8_dynamic", {}),
     "int8 weight-only": ("int8_weight", {}), "int8 torchao wo": ("int8_weight", {}),
     "int8 quanto": ("int8_weight", {}), "int8 bnb": ("int8_weight", {}),
@@ -74,10 +74,21 @@ def sample(row: Row) -> Sample:
         raise Skipped("unknown device", row.gpu or "none") from error
     _refuse(row, device)
     work = _in(row, _scoped(row, _traced(row, model_id)))
-    techniques = _techniques(row) + ([] if row.stack in ("eager", "old") else [("compile_blocks", {})])
-    for name, values in techniques:
+    fused: list[tuple[str, dict[str, Any]]] = []
+    if row.stack not in ("eager", "old"):
+        fused = [("compile_blocks", {})]
+    for name, values in _techniques(row) + fused:
         work = registry.get(name).effect(work, registry.settings_of(name, values), None)
     return Sample(row, device, work)
+
+
+def is_known(row: Row) -> bool:
+    """Tell whether the catalogue knows a row's model and device."""
+    try:
+        card(row.gpu)
+    except PlannerError:
+        return False
+    return published_as(row.model) is not None
 
 
 def _refuse(row: Row, device: Card) -> None:
@@ -91,8 +102,6 @@ def _refuse(row: Row, device: Card) -> None:
         raise Skipped(reason, row.id)
     if row.precision not in _HALF and row.precision not in _TECHNIQUES:
         raise Skipped("precision without a pass", row.precision)
-    if row.cache != "none":
-        raise Skipped("cache without a pass", row.cache)
     if row.offload != "none" and row.offload not in _OFFLOADS:
         raise Skipped("offload not stated", row.offload)
     if row.precision == "bf16" and not device.peaks.bfloat16:

@@ -30,11 +30,11 @@ class Constants(Noun):
 
     linear, convolution: share that a denoiser's layers reach. flash2, flash3, sage: share of
     attention by kernel; hopper: what flash2 keeps of it on chips whose products outran it.
-    compiled, engine, old: what those stacks gain on products. bandwidth: share of the rated one; cached: as in `Speeds`.
-    launch, launch_compiled, ramp, call, step: seconds, as in `Speeds`. float8, int8, float4: share
+    compiled, engine, old: what those stacks gain on products. bandwidth: share of the rated one.
+    cached, launch, launch_compiled, ramp, call, step: as in `Speeds`. float8, int8, float4: share
     of those units' rated speed that quantized layers reach. link: bytes a second from the host.
     devices: what single devices reach of all this, by id. context: bytes that a device's runtime
-    takes. fragments: share of the activations that the allocator loses.
+    takes. fragments: share of the activations that the allocator loses. caches: anchors.
     """
 
     linear: float = 0.85
@@ -60,6 +60,7 @@ class Constants(Noun):
     devices: dict[str, float] = {}
     context: float = 0.3e9
     fragments: float = 0.1
+    caches: dict[str, float] = {}
 
 
 def fitted() -> Constants:

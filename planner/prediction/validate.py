@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from planner.prediction.fit import Prices, gather, plain, ratios, summary, trusted
 from planner.prediction.memory import peak
-from planner.prediction.published import Row
-from planner.prediction.replay import Sample
+from planner.prediction.published import Row, pairs
+from planner.prediction.replay import Sample, is_known
 from planner.prediction.speeds import Constants, margin
 
 
@@ -49,12 +50,16 @@ def validate(rows: Sequence[Row], known: Constants) -> Verdict:
     samples, skipped = gather(kept)
     if len(kept) < len(rows):
         skipped["confidence C"] = len(rows) - len(kept)
-    judged = [*_baselines(samples, known), *_ratios(samples, known), *_memory(samples, known)]
+    found = [*_baselines(samples, known), *_ratios(samples, known), *_memory(samples, known)]
+    judged = [one for one in found if math.isfinite(one.predicted)]
+    if len(judged) < len(found):
+        skipped["cache without an anchor"] = len(found) - len(judged)
     groups = {
         name: summary(np.log1p([one.error for one in judged if one.group == name]))
         for name in ("baselines", "ratios", "memory")
     }
-    return Verdict(judged, groups, dict(skipped), _coverage(kept, samples))
+    done = {(one.group, one.id) for one in judged}
+    return Verdict(judged, groups, dict(skipped), _coverage(kept, done))
 
 
 def _timed(samples: Sequence[Sample]) -> list[Sample]:
@@ -94,17 +99,17 @@ def _judged(group: str, one: Sample, predicted: float, published: float) -> Judg
     return Judged(group, one.row.id, one.row.model, one.card.id, predicted, published)
 
 
-def _coverage(rows: Sequence[Row], samples: Sequence[Sample]) -> dict[str, float]:
-    """Return the share of rows of known models and devices that are predicted, by group."""
-    done = {one.row.id for one in samples}
-    groups: dict[str, Any] = {
-        "baselines": [row for row in rows if plain(row) and row.gpus == 1 and row.gpu],
-        "ratios": [row for row in rows if row.baseline and row.seconds and row.gpus == 1],
-        "memory": [row for row in rows if row.memory and row.gpus == 1 and row.gpu],
+def _coverage(rows: Sequence[Row], done: set[tuple[str, str]]) -> dict[str, float]:
+    """Return the share of the rows of known models and devices that is predicted, by group."""
+    mine = [row for row in rows if is_known(row) and row.gpus == 1]
+    groups = {
+        "baselines": [row.id for row in mine if plain(row)],
+        "ratios": [one.id for one, _ in pairs(mine)],
+        "memory": [row.id for row in mine if row.memory],
     }
     return {
-        name: sum(row.id in done for row in mine) / max(1, len(mine))
-        for name, mine in groups.items()
+        name: sum((name, one) in done for one in ids) / max(1, len(ids))
+        for name, ids in groups.items()
     }
 
 
