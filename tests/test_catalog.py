@@ -60,9 +60,10 @@ def test_a_missing_model_folder_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_prompts_are_the_lines_of_their_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    entry = reader.entry("shapes")
+    found = reader.entry("shapes").embedded
+    assert found is not None
     monkeypatch.setattr(reader, "_PACKAGE", tmp_path)
-    file = tmp_path / entry.prompts["certify"]
+    file = tmp_path / found.prompts["certify"]
     file.parent.mkdir(parents=True)
     file.write_text("a red circle\n\na blue star\n")
     assert reader.prompts_for("shapes", "certify") == ["a red circle", "a blue star"]

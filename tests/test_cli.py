@@ -21,7 +21,7 @@ from tests.cases import flux_case
 from tests.source import PACKAGE, ROOT
 
 COMMANDS = {"check", "diff", "generate", "graph", "init", "lpips", "passes", "schema", "show",
-            "tune", "verify"}  # fmt: skip
+            "trace", "tune", "verify"}  # fmt: skip
 TINY = ("tests.tiny:tiny_flux", "--steps", "10")
 
 

@@ -29,6 +29,7 @@ from tests.passes.driving import (
     declared_bench,
     large_bench,
     leftovers,
+    newest_bench,
     shared_bench,
 )
 
@@ -37,7 +38,9 @@ HEADINGS = ("What it does", "When it helps", "What it costs", "When not", "Sourc
 SENTENCE = re.compile(r"^\S.* .*[^.]$")
 
 
-ALSO_ON_CPU = ("fp8_storage", "group_offload", "model_offload", "text_encoder_offload")
+ALSO_ON_CPU = (
+    "fp8_storage", "group_offload", "int8_weight", "model_offload", "text_encoder_offload",
+)  # fmt: skip
 """Passes that help on a GPU only, but whose hooks run on any device."""
 
 
@@ -49,7 +52,7 @@ def one(request: pytest.FixtureRequest) -> Pass:
 @pytest.fixture
 def bench(one: Pass) -> Bench:
     """The first bench whose case fulfils the pass's needs."""
-    benches = (shared_bench, large_bench, declared_bench)
+    benches = (shared_bench, large_bench, declared_bench, newest_bench)
     found = next((make() for make in benches if one.missing(make().case) == ()), None)
     assert found is not None, f"no bench fulfils {one.name}: {one.missing(declared_bench().case)}"
     return found

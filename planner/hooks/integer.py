@@ -16,6 +16,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from planner.errors import UsageError
+from planner.hooks.linear import torchao_weight
 
 WEIGHT_LIMIT = 63
 """Weights have 7 bits: without VNNI, two products of 8×8 bit are summed in a saturating 16 bits."""
@@ -171,12 +172,7 @@ def _onnxruntime(layer: Any) -> Callable[[Any], Any]:
 
 
 def _torchao(layer: Any) -> Any:
-    import torch
-    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig
 
-    copy = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
-    copy.weight = torch.nn.Parameter(layer.weight.detach(), requires_grad=False)
-    holder = torch.nn.Sequential(copy)
     # Its inductor flags are the whole process's: undo could not take them back.
-    quantize_(holder, Int8DynamicActivationInt8WeightConfig(set_inductor_config=False))
-    return holder[0].weight
+    return torchao_weight(Int8DynamicActivationInt8WeightConfig(set_inductor_config=False), layer)

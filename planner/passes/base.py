@@ -132,6 +132,44 @@ class Need(NamedTuple):
     source: str
 
 
+def fused_adapters(name: str) -> Need:
+    """Return the need that no adapter is loaded beside the weights that a pass replaces."""
+
+    def _fused_adapters(case: Case) -> str | None:
+        if not case.model.adapters:
+            return None
+        return f"{name} needs adapters fused; loaded are {', '.join(case.model.adapters)}"
+
+    return Need(_fused_adapters, "huggingface/diffusers#10621: fuse LoRA before quantizing")
+
+
+def block_list(name: str) -> Need:
+    """Return the need that diffusers knows the denoiser's repeated blocks."""
+
+    def _block_list(case: Case) -> str | None:
+        if case.model.traits.blocks:
+            return None
+        return f"{name} needs a known block list; {case.model.traits.denoiser_class} has none"
+
+    return Need(_block_list, "diffusers.hooks TransformerBlockRegistry")
+
+
+def compute_capability(name: str, least: tuple[int, int], source: str) -> Need:
+    """Return the need of a GPU of this CUDA compute capability or a newer one."""
+
+    def _compute_capability(case: Case) -> str | None:
+        device = case.device
+        if device.kind == "cuda" and (device.capability or (0, 0)) >= least:
+            return None
+        wanted = f"{name} needs compute capability {least[0]}.{least[1]} or newer"
+        if device.kind != "cuda":
+            return f"{wanted}; this device is a {device.kind}"
+        had = "an unknown one" if device.capability is None else "{}.{}".format(*device.capability)
+        return f"{wanted}; this device has {had}"
+
+    return Need(_compute_capability, source)
+
+
 def one_denoiser(name: str) -> Need:
     """Return the need that one model denoises: a pass on the first of two experts is half on."""
 

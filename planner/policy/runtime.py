@@ -70,11 +70,11 @@ class Policy:
         `where` may hold revision, path and device. A policy is a label, never a command: what
         it names beyond the catalogue is neither imported nor downloaded. Raises `UsageError`.
         """
-        from planner.catalog.reader import known
+        from planner.catalog.reader import is_embedded
         from planner.run.pipeline import PipelineSource
 
         label = self.file.case.model.id
-        if model is None and label not in known():
+        if model is None and not is_embedded(label):
             way_out = f"give --model (for example --model {label}, if you trust it)"
             what = f"{self.path} is for {label!r}, which planner does not load on a policy's word"
             raise UsageError(what, value=label, way_out=way_out)

@@ -11,11 +11,13 @@ from planner.case.work import Work
 from planner.errors import UsageError
 from planner.hooks import integer
 from planner.hooks.integer import engine_for, integer_linear
+from planner.hooks.linear import layers
 from planner.passes import registry
-from planner.passes.quantization.int8_dynamic import Int8DynamicSettings, layers
+from planner.passes.quantization.int8_dynamic import Int8DynamicSettings
 from planner.prediction.trace import trace
 from planner.run.apply import LeavesCaseWarning
 from tests.passes.driving import Bench
+from tests.passes.lowbit import weighed
 
 PASS = registry.get("int8_dynamic")
 HAS_ONNX = find_spec("onnxruntime") is not None and find_spec("onnx") is not None
@@ -112,6 +114,40 @@ def linear_work(work: Work, dtype: str) -> float:
     return sum(
         op.flops for op in work.phases[1].operations if op.kind == "linear" and op.dtype == dtype
     )
+
+
+def test_weights_shrink_inputs_are_read_in_a_byte_and_the_cast_stands_beside(bench: Bench) -> None:
+    work = weighed(bench)
+    after = PASS.effect(work, Int8DynamicSettings(), None)
+    rows = {"transformer_blocks.0.attn": 8 * 32, "transformer_blocks.0.ff": 160}
+    for path, count in rows.items():
+        was, found = ([op for op in one.phases[1].operations if op.path == path]
+                      for one in (work, after))  # fmt: skip
+        (old,) = (op for op in was if op.kind == "linear")
+        (new,) = (op for op in found if op.kind == "linear")
+        casts = [op for op in found if op.kind == "elementwise" and op.flops == 0]
+        assert new.weights == pytest.approx(old.weights / 4 + 4 * count, rel=0.05)
+        inputs = (old.bytes - old.weights) / 8
+        assert new.bytes - new.weights == pytest.approx(inputs * (1 + 4))
+        assert sum(op.bytes for op in casts) == pytest.approx(inputs * (4 + 1))
+    grown = after.parts[0].bytes / work.parts[0].bytes
+    assert 1 < grown < 1.25, "on a CPU both copies stay"
+
+
+def test_torchao_gives_back_the_very_same_weights(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "planner.passes.quantization.int8_dynamic.engine_for", lambda kind, wanted: "torchao"
+    )
+    weights = dict(bench.pipe.transformer.named_parameters())
+    with bench.put({"int8_dynamic": {}}):
+        linear = bench.pipe.transformer.transformer_blocks[0].attn.to_q
+        assert type(linear.weight).__name__ == "Int8Tensor"
+        image = bench.draw()
+    assert all(weights[name] is one for name, one in bench.pipe.transformer.named_parameters())
+    error = (image - bench.untouched).abs().mean() / bench.untouched.abs().mean()
+    assert 0 < error < 0.05 and torch.equal(bench.draw(), bench.untouched)
 
 
 def test_weights_are_packed_once_and_again_when_they_change(bench: Bench) -> None:

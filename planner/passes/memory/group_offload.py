@@ -159,12 +159,15 @@ PASS = Pass(
             "slower",
             when=lambda case, mine, other: getattr(mine, "level", "") == "leaf",
         ),
-        Avoid(
-            "int8_dynamic",
-            "torchao's weights have ended on two devices when moved on a stream",
-            "huggingface/diffusers#13281",
-            "risky",
-            when=lambda case, mine, other: bool(getattr(mine, "stream", False)),
+        *(
+            Avoid(
+                name,
+                "torchao's weights have ended on two devices when moved on a stream",
+                "huggingface/diffusers#13281; pytorch/ao#4088",
+                "risky",
+                when=lambda case, mine, other: bool(getattr(mine, "stream", False)),
+            )
+            for name in ("int8_dynamic", "fp8_dynamic", "nvfp4", "int8_weight")
         ),
     ),
     effect=effect,

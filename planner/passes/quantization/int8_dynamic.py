@@ -6,9 +6,9 @@ the final projection keep their precision. One function chooses the kernel: torc
 kernel on the CPU, ONNX Runtime where torch has dropped that, torchao on CUDA.
 When it helps: layers of 256×1024 and up on a CPU with VNNI or full-width AVX2, of 1024 and up on a
 GPU, there with compile. On a first-generation EPYC a forward of width 256 gains a mere 1.04 times.
-What it costs: packing once; both copies of the weights stay in memory, so that the pass can be
-taken off. On the CPU weights have 7 bits, since kernels without VNNI add two products of 8×8 bits
-in a saturating 16.
+What it costs: packing once. The own weights stay, so that the pass can be taken off: on a GPU they
+wait in the host's memory, on a CPU beside the packed ones. On the CPU weights have 7 bits, since
+kernels without VNNI add two products of 8×8 bits in a saturating 16.
 When not: narrow layers, adapters that are not fused, float16 on the CPU. torchao's own INT8 is
 20 to 40 times slower than float32 on a CPU.
 Source: LLM.int8-style dynamic W8A8; torchao Int8DynamicActivationInt8WeightConfig; ONNX Runtime's
@@ -22,10 +22,12 @@ from typing import Any, Literal
 
 from planner.case.case import Case
 from planner.case.telemetry import Telemetry
-from planner.case.work import Operation, Phase, Work
+from planner.case.work import Work
 from planner.case.workload import Workload
-from planner.hooks.blocks import denoiser_of, segments
+from planner.hooks.blocks import denoiser_of
+from planner.hooks.formats import Format, dynamic, quantized
 from planner.hooks.integer import engine_for, integer_linear
+from planner.hooks.linear import layers, swap_weights
 from planner.passes.base import (
     Context,
     Family,
@@ -36,9 +38,14 @@ from planner.passes.base import (
     Stage,
     Statistics,
     Undo,
+    block_list,
+    fused_adapters,
     knob,
     one_denoiser,
 )
+
+INT8 = Format("int8", value=1, row=4)
+"""One float32 scale an output channel; on a CPU the kernel finds the input's scale in one pass."""
 
 
 class Int8DynamicSettings(Settings):
@@ -57,49 +64,16 @@ class Int8DynamicSettings(Settings):
     )
 
 
-_SENSITIVE = ("norm", "adaln", "modulation", "img_mod", "txt_mod", "embed")
-"""Parts of a path that lead to conditioning: few rows, large outliers."""
-
-
-def chosen(path: str, settings: Int8DynamicSettings) -> bool:
-    """Tell whether a linear layer at this path inside its block is in scope."""
-    parts = path.lower().split(".")
-    if any(word in part for part in parts for word in _SENSITIVE):
-        return False
-    attention = any("attn" in part for part in parts)
-    return settings.scope == "blocks" or attention == (settings.scope == "attention")
-
-
-def layers(pipeline: Any, settings: Int8DynamicSettings) -> tuple[list[tuple[str, Any]], list[str]]:
-    """Return the linear layers to quantize by path, and the paths of those left alone."""
-    import torch
-
-    denoiser = denoiser_of(pipeline)
-    stack = [
-        (f"{part.name}.{index}", block)
-        for part in segments(denoiser)
-        for index, block in enumerate(part.blocks)
-    ]
-    kept = stack[settings.edges : len(stack) - settings.edges]
-    found = [
-        (f"{place}.{path}", layer)
-        for place, block in kept
-        for path, layer in block.named_modules()
-        if isinstance(layer, torch.nn.Linear) and chosen(path, settings)
-    ]
-    names = {path for path, _ in found}
-    linear = (p for p, m in denoiser.named_modules() if isinstance(m, torch.nn.Linear))
-    return found, [path for path in linear if path not in names]
-
-
 def apply(pipeline: Any, settings: Int8DynamicSettings, context: Context) -> Undo:
     """Give every layer in scope its INT8 kernel; packed weights stay in the memo."""
     found, excluded = layers(pipeline, settings)
     kind = str(denoiser_of(pipeline).device.type)
     engine = engine_for(kind, settings.engine)
+    context.statistics.update(layers=len(found), excluded=len(excluded), engine=engine)
+    if engine == "torchao":
+        return swap_weights(found, lambda layer: integer_linear(layer, engine)["weight"])
     packed = [(layer, _packed(path, layer, engine, context.memo)) for path, layer in found]
     undo = [_override(layer, new) for layer, new in packed]
-    context.statistics.update(layers=len(found), excluded=len(excluded), engine=engine)
 
     def take_off() -> None:
         while undo:
@@ -120,11 +94,7 @@ def _packed(path: str, layer: Any, engine: str, memo: dict[str, Any]) -> dict[st
 
 
 def _override(layer: Any, new: dict[str, Any]) -> Callable[[], None]:
-    """Set instance attributes (a weight among the parameters); returns the undo."""
-    if "weight" in new:
-        had = layer.weight
-        layer.weight = new["weight"]
-        return lambda: setattr(layer, "weight", had)
+    """Set instance attributes; returns the undo."""
     before = {name: vars(layer)[name] for name in new if name in vars(layer)}
     vars(layer).update(new)
 
@@ -137,28 +107,13 @@ def _override(layer: Any, new: dict[str, Any]) -> Callable[[], None]:
 
 
 def effect(work: Work, settings: Int8DynamicSettings, telemetry: Telemetry | None) -> Work:
-    """Mark the linear work in scope as int8, with a quarter (half) of the bytes."""
+    """Mark the linear work in scope as int8; weights shrink, inputs are read once more.
 
-    def quantized(op: Operation, kept: set[str]) -> Operation:
-        place, _, path = _split(op.path)
-        if op.kind != "linear" or not op.block or place not in kept or not chosen(path, settings):
-            return op
-        wide = 4 if op.dtype == "float32" else 2
-        return op.model_copy(update={"dtype": "int8", "bytes": op.bytes / wide})
-
-    def phase_of(phase: Phase) -> Phase:
-        places = list(dict.fromkeys(_split(op.path)[0] for op in phase.operations if op.block))
-        kept = set(places[settings.edges : len(places) - settings.edges])
-        operations = tuple(quantized(op, kept) for op in phase.operations)
-        return phase.model_copy(update={"operations": operations})
-
-    return work.mapped(lambda phase: phase_of(phase) if phase.name == "denoise" else phase)
-
-
-def _split(path: str) -> tuple[str, str, str]:
-    """Return (block's path, dot, path inside the block) of transformer_blocks.3.attn."""
-    parts = path.split(".")
-    return ".".join(parts[:2]), ".", ".".join(parts[2:])
+    In float32, the one format on a CPU, the own weights stay beside the packed ones.
+    """
+    linear = (op for phase in work.phases for op in phase.operations if op.kind == "linear")
+    both = any(op.dtype == "float32" for op in linear)
+    return quantized(work, settings, lambda op: dynamic(op, INT8), both)
 
 
 def observe(
@@ -197,18 +152,6 @@ def _float32_on_cpu(case: Case) -> str | None:
     return f"int8_dynamic needs float32 on a CPU; this workload's dtype is {case.workload.dtype}"
 
 
-def _fused_adapters(case: Case) -> str | None:
-    if not case.model.adapters:
-        return None
-    return f"int8_dynamic needs adapters fused; loaded are {', '.join(case.model.adapters)}"
-
-
-def _blocks(case: Case) -> str | None:
-    if case.model.traits.blocks:
-        return None
-    return f"int8_dynamic needs a known block list; {case.model.traits.denoiser_class} has none"
-
-
 PASS = Pass(
     name="int8_dynamic",
     family=Family.QUANTIZATION,
@@ -221,8 +164,8 @@ PASS = Pass(
         Need(_integer_unit, "FBGEMM and torchao kernels; measured on AVX2"),
         Need(_integer_kernel, "torch.backends.quantized.supported_engines; ONNX Runtime"),
         Need(_float32_on_cpu, "torch.ops.quantized.linear_dynamic takes float32"),
-        Need(_fused_adapters, "huggingface/diffusers#10621: fuse LoRA before quantizing"),
-        Need(_blocks, "diffusers.hooks TransformerBlockRegistry"),
+        fused_adapters("int8_dynamic"),
+        block_list("int8_dynamic"),
         one_denoiser("int8_dynamic"),
     ),
     effect=effect,

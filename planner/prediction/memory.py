@@ -1,0 +1,56 @@
+"""Predicts the peak of a device's memory: weights in their place, activations, what passes keep."""
+
+from __future__ import annotations
+
+from planner.case.noun import Noun
+from planner.case.work import Part, Phase, Work
+
+
+class Memory(Noun):
+    """Bytes at the peak of one pipeline call, by what holds them, and the phase it falls in.
+
+    `margin` is what the allocator loses to fragments, and the device's own context.
+    """
+
+    phase: str
+    weights: float
+    activations: float
+    kept: float
+    margin: float
+
+    @property
+    def total(self) -> float:
+        """Return the peak in bytes."""
+        return self.weights + self.activations + self.kept + self.margin
+
+
+class Margin(Noun):
+    """What is lost beside tensors: bytes of context, and a share of the activations."""
+
+    context: float
+    fragments: float
+
+
+def peak(work: Work, margin: Margin) -> Memory:
+    """Return the memory of the phase that needs the most."""
+    return max((_of(phase, work, margin) for phase in work.phases), key=lambda one: one.total)
+
+
+def _of(phase: Phase, work: Work, margin: Margin) -> Memory:
+    kept = work.kept if phase.name == "denoise" else 0.0
+    return Memory(
+        phase=phase.name,
+        weights=sum(_resident(part, phase) for part in work.parts),
+        activations=phase.peak,
+        kept=kept,
+        margin=margin.context + margin.fragments * (phase.peak + kept),
+    )
+
+
+def _resident(part: Part, phase: Phase) -> float:
+    """Return the bytes of a component on the device while a phase runs."""
+    if part.place == "device":
+        return part.bytes
+    if part.phase != phase.name:
+        return 0.0
+    return part.bytes if part.place == "host" else part.window

@@ -1,0 +1,144 @@
+"""How fast a catalogued device is: datasheet and measured products, times what the fit found."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+from pydantic import ValidationError
+
+from planner.case.noun import Noun
+from planner.catalog.devices import Card, cards
+from planner.errors import InvalidFile
+from planner.prediction.memory import Margin
+from planner.prediction.roofline import Speeds
+
+FITTED = Path(__file__).parent / "fitted.json"
+
+Stack = Literal["eager", "compiled", "engine", "old"]
+"""What runs the pipeline: diffusers, torch.compile, an engine's own kernels, or torch before 2."""
+
+RestsOn = Literal["this device", "its family", "datasheet"]
+"""What a prediction rests on: fitted on this device, on its architecture, or neither."""
+
+
+class Constants(Noun):
+    """What `planner.prediction.fit` found; shares are of the best product measured on a device.
+
+    linear, convolution: share that a denoiser's layers reach. flash2, flash3, sage: share of
+    attention by kernel; hopper: what flash2 keeps of it on chips whose products outran it.
+    compiled, engine, old: what those stacks gain on products. bandwidth: share of the rated one; cached: as in `Speeds`.
+    launch, launch_compiled, ramp, call, step: seconds, as in `Speeds`. float8, int8, float4: share
+    of those units' rated speed that quantized layers reach. link: bytes a second from the host.
+    devices: what single devices reach of all this, by id. context: bytes that a device's runtime
+    takes. fragments: share of the activations that the allocator loses.
+    """
+
+    linear: float = 0.85
+    convolution: float = 0.6
+    flash2: float = 0.7
+    hopper: float = 0.7
+    flash3: float = 0.8
+    sage: float = 1.1
+    compiled: float = 1.05
+    engine: float = 1.05
+    old: float = 0.8
+    bandwidth: float = 0.8
+    cached: float = 2.0
+    launch: float = 6e-6
+    launch_compiled: float = 3e-6
+    ramp: float = 3e-6
+    call: float = 0.05
+    step: float = 2e-3
+    float8: float = 0.6
+    int8: float = 0.5
+    float4: float = 0.5
+    link: float = 20e9
+    devices: dict[str, float] = {}
+    context: float = 0.3e9
+    fragments: float = 0.1
+
+
+def fitted() -> Constants:
+    """Return the committed constants. Raises `InvalidFile` for a damaged file."""
+    return _read(FITTED)
+
+
+@cache
+def _read(file: Path) -> Constants:
+    try:
+        return Constants.model_validate(json.loads(file.read_text(encoding="utf-8"))["constants"])
+    except (ValidationError, KeyError, ValueError, OSError) as error:
+        way_out = "restore the file from the release it came with, or fit again"
+        raise InvalidFile(f"{file.name} is damaged", value=str(error), way_out=way_out) from error
+
+
+def margin(known: Constants) -> Margin:
+    """Return what is lost of a device's memory beside tensors."""
+    return Margin(context=known.context, fragments=known.fragments)
+
+
+def rests_on(card: Card, known: Constants) -> RestsOn:
+    """Say what a prediction for a device rests on."""
+    if card.id in known.devices:
+        return "this device"
+    near = {cards()[name].architecture for name in known.devices}
+    return "its family" if card.architecture in near else "datasheet"
+
+
+def speeds(card: Card, known: Constants, stack: Stack = "eager") -> Speeds:
+    """Return how fast a card is under a stack, with 16-bit products in bfloat16 and float16."""
+    own = known.devices.get(card.id) or _family(card, known)
+    gain = 1.0 if stack == "eager" else float(getattr(known, stack))
+    tera = 1e12 * own * gain
+    half = {name: _product(card, name) for name in ("float16", "bfloat16")}
+    units = {
+        **{name: value * known.linear * tera for name, value in half.items() if value},
+        "float32": (card.peaks.float32 or 0) * known.linear * tera,
+        "tf32": (card.peaks.tf32 or card.peaks.float32 or 0) * known.linear * tera,
+        "float8": (_product(card, "float8") or 0) * known.float8 * tera,
+        "int8": (card.peaks.int8 or 0) * known.int8 * tera,
+        "float4": (card.peaks.float4 or 0) * known.float4 * tera,
+    }
+    outran = (card.capability or (9, 0)) in ((9, 0), (10, 0), (10, 3))
+    flash2 = known.flash2 * (known.hopper if outran else 1.0)
+    attention = {"": flash2, "flash2": flash2, "math": known.linear, "cudnn": known.flash3,
+                 "flash3": known.flash3 if outran else flash2, "sage": known.sage}  # fmt: skip
+    return Speeds(
+        products={name: value for name, value in units.items() if value},
+        convolution=known.convolution / known.linear,
+        attention={name: value / known.linear for name, value in attention.items()},
+        bandwidth=card.bandwidth * 1e9 * known.bandwidth,
+        cached=known.cached, cache=card.cache_mb * 1e6,
+        launch=known.launch if stack in ("eager", "old") else known.launch_compiled,
+        ramp=known.ramp, call=known.call, step=known.step, link=known.link,
+    )  # fmt: skip
+
+
+def _family(card: Card, known: Constants) -> float:
+    """Return what the devices of a card's architecture reach, else what all reach."""
+    near = [v for name, v in known.devices.items()
+            if cards()[name].architecture == card.architecture]  # fmt: skip
+    return median(near or list(known.devices.values()) or [1.0])
+
+
+def _product(card: Card, name: str) -> float | None:
+    """Return the best product of a type in TFLOPS: measured, or rated times its family's share."""
+    seen, rated = getattr(card.gemm, name), getattr(card.peaks, name)
+    if seen or not rated:
+        return seen or None
+    return float(rated) * _measured_share(card.architecture, name)
+
+
+@cache
+def _measured_share(architecture: str, name: str) -> float:
+    """Return what was measured of the rated peak, for an architecture or else for all cards."""
+    shares = {
+        one.id: getattr(one.gemm, name) / getattr(one.peaks, name)
+        for one in cards().values() if getattr(one.gemm, name) and getattr(one.peaks, name)
+    }  # fmt: skip
+    near = [share for key, share in shares.items() if cards()[key].architecture == architecture]
+    return float(median(near or shares.values()))

@@ -1,0 +1,113 @@
+"""Holds predictions against published measurements: row by row, then in three groups."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from planner.prediction.fit import Prices, gather, plain, ratios, summary, trusted
+from planner.prediction.memory import peak
+from planner.prediction.published import Row
+from planner.prediction.replay import Sample
+from planner.prediction.speeds import Constants, margin
+
+
+class Judged(NamedTuple):
+    """One prediction beside what was published: seconds, a ratio of seconds, or bytes.
+
+    `error` is predicted over published, minus one.
+    """
+
+    group: str
+    id: str
+    model: str
+    device: str
+    predicted: float
+    published: float
+
+    @property
+    def error(self) -> float:
+        """Return how far the prediction is off, as a share of what was published."""
+        return self.predicted / self.published - 1
+
+
+class Verdict(NamedTuple):
+    """All judged rows, the summary of each group, and why the other rows were left out."""
+
+    rows: list[Judged]
+    groups: dict[str, dict[str, float | int]]
+    skipped: dict[str, int]
+    coverage: dict[str, float]
+
+
+def validate(rows: Sequence[Row], known: Constants) -> Verdict:
+    """Predict every row that can be replayed. Rows of confidence C are left out, and counted."""
+    kept = [row for row in rows if trusted(row)]
+    samples, skipped = gather(kept)
+    if len(kept) < len(rows):
+        skipped["confidence C"] = len(rows) - len(kept)
+    judged = [*_baselines(samples, known), *_ratios(samples, known), *_memory(samples, known)]
+    groups = {
+        name: summary(np.log1p([one.error for one in judged if one.group == name]))
+        for name in ("baselines", "ratios", "memory")
+    }
+    return Verdict(judged, groups, dict(skipped), _coverage(kept, samples))
+
+
+def _timed(samples: Sequence[Sample]) -> list[Sample]:
+    return [one for one in samples if one.row.seconds]
+
+
+def _seconds(samples: Sequence[Sample], known: Constants) -> list[float]:
+    return [float(value) for value in np.exp(Prices(samples).logs(known))] if samples else []
+
+
+def _baselines(samples: Sequence[Sample], known: Constants) -> list[Judged]:
+    mine = [one for one in _timed(samples) if plain(one.row)]
+    return [
+        _judged("baselines", one, value, one.row.seconds or 0.0)
+        for one, value in zip(mine, _seconds(mine, known), strict=True)
+    ]
+
+
+def _ratios(samples: Sequence[Sample], known: Constants) -> list[Judged]:
+    mine = _timed(samples)
+    values = _seconds(mine, known)
+    return [
+        _judged("ratios", mine[one], values[one] / values[other],
+                (mine[one].row.seconds or 0) / (mine[other].row.seconds or 1))
+        for one, other in ratios(mine)
+    ]  # fmt: skip
+
+
+def _memory(samples: Sequence[Sample], known: Constants) -> list[Judged]:
+    return [
+        _judged("memory", one, peak(one.work, margin(known)).total, one.row.memory * 2**30)
+        for one in samples if one.row.memory
+    ]  # fmt: skip
+
+
+def _judged(group: str, one: Sample, predicted: float, published: float) -> Judged:
+    return Judged(group, one.row.id, one.row.model, one.card.id, predicted, published)
+
+
+def _coverage(rows: Sequence[Row], samples: Sequence[Sample]) -> dict[str, float]:
+    """Return the share of rows of known models and devices that are predicted, by group."""
+    done = {one.row.id for one in samples}
+    groups: dict[str, Any] = {
+        "baselines": [row for row in rows if plain(row) and row.gpus == 1 and row.gpu],
+        "ratios": [row for row in rows if row.baseline and row.seconds and row.gpus == 1],
+        "memory": [row for row in rows if row.memory and row.gpus == 1 and row.gpu],
+    }
+    return {
+        name: sum(row.id in done for row in mine) / max(1, len(mine))
+        for name, mine in groups.items()
+    }
+
+
+def reasons(skipped: dict[str, int]) -> list[str]:
+    """Return the reasons in sentences, the commonest first."""
+    return [f"{count} rows: {name}" for name, count in Counter(skipped).most_common()]
