@@ -71,6 +71,14 @@ def test_stored_weights_take_half_and_casts_are_paid_for() -> None:
     assert kept.phases == heavy_work().phases
 
 
+def test_the_effect_counts_the_bytes_that_weights_really_take(bench: Bench) -> None:
+    after = PASS.effect(bench.work, settings(), None)
+    (part,) = (part for part in after.parts if part.phase == "denoise")
+    with declared_bench().put({"fp8_storage": {}}):
+        real = sum(weight.nbytes for weight in bench.pipe.transformer.parameters())
+    assert part.bytes == pytest.approx(real, rel=0.02)
+
+
 def test_a_part_of_unknown_weights_takes_a_byte_a_parameter() -> None:
     bare = heavy_work().model_copy(update={"phases": heavy_work().phases[:1]})
     assert PASS.effect(bare, settings(), None) == bare
