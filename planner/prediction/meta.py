@@ -77,6 +77,7 @@ def work_of(model: str | Entry, dtype: str | None = None, **overrides: Scalar) -
             _phase("decode", None, 1, decoded),
         ),
         parts=tuple(stages.weights(stage) for stage in _staged(entry)),
+        height=shape.height, width=shape.width, batch=shape.batch,
     )  # fmt: skip
 
 

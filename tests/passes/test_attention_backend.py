@@ -92,7 +92,7 @@ def test_sage_is_kept_out_of_captured_graphs_and_advised_against_under_compilati
 
 
 def test_only_the_denoisers_attention_is_named() -> None:
-    settings = registry.settings_of("attention_backend", {"backend": "sage"})
+    settings = registry.settings_of("attention_backend", {"backend": "sage_hub"})
     after = PASS.effect(heavy_work(), settings, None)
     named = [op.kernel for phase in after.phases for op in phase.operations if op.kernel]
     assert named == ["sage", "sage"] and after.phases[-1].operations[0].kernel == ""

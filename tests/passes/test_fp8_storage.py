@@ -1,11 +1,13 @@
 """Weights that lie in eight bits."""
 
+import re
 from typing import Any
 
 import pytest
 import torch
 
 from planner.passes import registry
+from planner.passes.memory.fp8_storage import SKIPPED
 from planner.plans.graph import build
 from planner.plans.plan import Plan
 from tests.passes.driving import Bench, declared_bench
@@ -25,8 +27,18 @@ def test_layers_lie_in_a_byte_and_norms_do_not(bench: Bench) -> None:
         stored = {name: weight.dtype for name, weight in bench.pipe.transformer.named_parameters()}
         assert stored["transformer_blocks.0.attn.to_q.weight"] == torch.float8_e4m3fn
         assert all(dtype == torch.float32 for name, dtype in stored.items() if "norm" in name)
-        cast = [name for name, dtype in stored.items() if dtype == torch.float8_e4m3fn]
+        cast = {name for name, dtype in stored.items() if dtype == torch.float8_e4m3fn}
         assert handle.stats["fp8_storage"]["weights"] == len(cast)
+    linear = [name for name, module in bench.pipe.transformer.named_modules()
+              if isinstance(module, torch.nn.Linear)]  # fmt: skip
+    priced = {name for name in linear if not any(re.search(one, name) for one in SKIPPED)}
+    assert {name.removesuffix(".weight") for name in cast if name.endswith("weight")} == priced
+
+
+def test_what_is_left_alone_is_what_diffusers_leaves_alone() -> None:
+    from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN
+
+    assert SKIPPED == DEFAULT_SKIP_MODULES_PATTERN
 
 
 def test_patterns_leave_more_layers_alone(bench: Bench) -> None:
@@ -57,6 +69,14 @@ def test_stored_weights_take_half_and_casts_are_paid_for() -> None:
     assert after.flops == heavy_work().flops
     kept = PASS.effect(heavy_work(), settings(skip="attn"), None)
     assert kept.phases == heavy_work().phases
+
+
+def test_the_effect_counts_the_bytes_that_weights_really_take(bench: Bench) -> None:
+    after = PASS.effect(bench.work, settings(), None)
+    (part,) = (part for part in after.parts if part.phase == "denoise")
+    with declared_bench().put({"fp8_storage": {}}):
+        real = sum(weight.nbytes for weight in bench.pipe.transformer.parameters())
+    assert part.bytes == pytest.approx(real, rel=0.02)
 
 
 def test_a_part_of_unknown_weights_takes_a_byte_a_parameter() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from planner.case.work import Part
 from planner.errors import TrialFailed
 from planner.passes import registry
 from planner.plans.graph import build
@@ -32,6 +33,34 @@ def test_groups_move_and_the_picture_is_the_same(
         assert handle.stats["group_offload"] == {"groups": groups}
         assert bench.pipe._execution_device == torch.device("cpu")
     assert torch.equal(bench.draw(), untouched)
+
+
+@pytest.mark.parametrize("level", ["block", "leaf"])
+def test_the_effect_counts_the_bytes_that_groups_really_bring_in(
+    bench: Bench, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers.hooks.group_offloading import ModuleGroup
+
+    moved = []
+    real = ModuleGroup._onload_from_memory
+
+    def onload(group: Any) -> None:
+        inside = [weight for module in group.modules for weight in module.parameters()]
+        moved.append(sum(weight.nbytes for weight in {*inside, *group.parameters}))
+        real(group)
+
+    monkeypatch.setattr(ModuleGroup, "_onload_from_memory", onload)
+    with declared_bench().put({"group_offload": {"level": level, "stream": False}}):
+        bench.draw()
+    weights = list(bench.pipe.transformer.parameters())
+    part = Part(
+        name="transformer", phase="denoise", parameters=sum(one.numel() for one in weights),
+        bytes=sum(one.nbytes for one in weights),
+    )  # fmt: skip
+    work = bench.work.model_copy(update={"parts": (part,)})
+    after = PASS.effect(work, settings(level=level, stream=False), None)
+    there_and_back = sum(phase.transfers for phase in after.phases)
+    assert sum(moved) == there_and_back / 2
 
 
 def test_a_cache_decides_beneath_the_moves(bench: Bench) -> None:

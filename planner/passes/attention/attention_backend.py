@@ -44,9 +44,10 @@ Backend = Literal[
 
 
 class Kernel(NamedTuple):
-    """A kernel: diffusers' name for it, and what it needs."""
+    """A kernel: diffusers' name for it, the kind that it is priced as, and what it needs."""
 
     called: str
+    kind: str
     least: tuple[int, int] = (0, 0)
     below: tuple[int, int] = (99, 0)
     half: bool = True
@@ -92,16 +93,16 @@ def _installed(library: str) -> str | None:
 _AMPERE, _HOPPER, _BLACKWELL = (8, 0), (9, 0), (10, 0)
 
 KERNELS: dict[str, Kernel] = {
-    "sdpa_cudnn": Kernel("_native_cudnn", _AMPERE),
-    "sdpa_flash": Kernel("_native_flash", _AMPERE),
-    "sdpa_efficient": Kernel("_native_efficient", (5, 0), half=False),
-    "sdpa_math": Kernel("_native_math", half=False, on_cpu=True),
-    "flash2": Kernel("flash", _AMPERE, package="flash-attn>=2.6.3"),
-    "flash2_hub": Kernel("flash_hub", _AMPERE, package="kernels>=0.12"),
-    "flash3": Kernel("_flash_3", _HOPPER, _BLACKWELL, package="flash-attn-3"),
-    "flash3_hub": Kernel("_flash_3_hub", _HOPPER, _BLACKWELL, package="kernels>=0.12"),
-    "sage": Kernel("sage", _AMPERE, package="sageattention>=2.1.1"),
-    "sage_hub": Kernel("sage_hub", _AMPERE, package="kernels>=0.12"),
+    "sdpa_cudnn": Kernel("_native_cudnn", "cudnn", _AMPERE),
+    "sdpa_flash": Kernel("_native_flash", "flash2", _AMPERE),
+    "sdpa_efficient": Kernel("_native_efficient", "efficient", (5, 0), half=False),
+    "sdpa_math": Kernel("_native_math", "math", half=False, on_cpu=True),
+    "flash2": Kernel("flash", "flash2", _AMPERE, package="flash-attn>=2.6.3"),
+    "flash2_hub": Kernel("flash_hub", "flash2", _AMPERE, package="kernels>=0.12"),
+    "flash3": Kernel("_flash_3", "flash3", _HOPPER, _BLACKWELL, package="flash-attn-3"),
+    "flash3_hub": Kernel("_flash_3_hub", "flash3", _HOPPER, _BLACKWELL, package="kernels>=0.12"),
+    "sage": Kernel("sage", "sage", _AMPERE, package="sageattention>=2.1.1"),
+    "sage_hub": Kernel("sage_hub", "sage", _AMPERE, package="kernels>=0.12"),
 }
 """The kernels by the name that a plan uses."""
 
@@ -165,12 +166,12 @@ def _processors(model: Any) -> list[Any]:
 
 
 def effect(work: Work, settings: AttentionBackendSettings, telemetry: Telemetry | None) -> Work:
-    """Name the kernel on the denoiser's attention."""
+    """Name the kind of kernel on the denoiser's attention, whoever packs it."""
 
     def named(op: Operation) -> Operation:
         if op.kind != "attention":
             return op
-        return op.model_copy(update={"kernel": settings.backend})
+        return op.model_copy(update={"kernel": KERNELS[settings.backend].kind})
 
     def phase_of(phase: Phase) -> Phase:
         return phase.model_copy(update={"operations": tuple(map(named, phase.operations))})

@@ -3,8 +3,9 @@
 What it does: weights lie in float8_e4m3fn; each layer casts its own up before its forward and down
 after it. Norms, position and patch embeddings, a first and last projection, and what the model
 itself asks for stay as they are.
-When it helps: a denoiser that is too large for the card in 16 bits: half the memory (SD3.5-Large:
-8 GB less), and half the transfers under offload.
+When it helps: a denoiser that is too large for the card in 16 bits: up to half the memory, and of
+the transfers under offload. Qwen-Image's 40.9 GB become 20.4; FLUX.1's 23.8 GB become 15.1, since a
+quarter of it is adaptive norms.
 What it costs: two casts a layer and forward, unfused; a copy of the weights on the host, from
 which they come back when the pass is taken off.
 When not: memory is not short: it only ever costs time. On a CPU nothing is saved, for both copies
@@ -203,8 +204,8 @@ PASS = Pass(
         ),
         Avoid(
             "compile_blocks",
-            "the casts sit inside the blocks, and the compiler guards on each weight's dtype",
-            "diffusers LayerwiseCastingHook: module.to(dtype) before and after each forward",
+            "each layer's cast breaks the compiled block's graph: a tiny FLUX falls into 25 graphs",
+            "torch 2.14.1 with diffusers 0.42.1: module.to makes a Parameter, which Dynamo leaves",
             "slower",
         ),
     ),

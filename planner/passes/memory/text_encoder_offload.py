@@ -2,10 +2,11 @@
 
 What it does: each text encoder comes to the device for its forward and leaves it right after; the
 copy on the host stays, so that leaving costs nothing.
-When it helps: large encoders beside a denoiser that fits: T5-XXL takes 9.5 GB in 16 bits, and rests
-during all of denoising.
+When it helps: large encoders beside a streamed denoiser, or before activations that are larger than
+they are (video, high resolutions): T5-XXL takes 9.5 GB in 16 bits, and rests during all of it.
 What it costs: the encoders cross the link at every prompt; as much pinned memory on the host.
-When not: everything fits; short calls with large encoders, where the link would take longest.
+When not: the peak is while encoding, when a resident denoiser is in memory too: let components take
+turns instead. Short calls with large encoders, where the link would take longest.
 Source: diffusers' apply_group_offloading, with the whole encoder as one group; ComfyUI moves text
 encoders out in the same way.
 """
@@ -93,20 +94,23 @@ def _keep_on_host(group: Any, copies: dict[Any, Any]) -> None:
 
 def effect(work: Work, settings: NoSettings, telemetry: Telemetry | None) -> Work:
     """Rest the encoders on the host; every encoding brings them in, none brings them back."""
-    resting = sum(p.bytes for p in work.parts if p.phase == "encode" and p.place == "device")
+    resting = [sum(part.bytes for part in work.parts if _moves(part))]
 
     def moved(phase: Phase) -> Phase:
         if phase.name != "encode" or not resting:
             return phase
-        return phase.model_copy(update={"transfers": phase.transfers + resting * phase.calls})
+        crossed = resting.pop() * phase.calls  # a second such phase encodes a picture
+        return phase.model_copy(update={"transfers": phase.transfers + crossed})
 
     def part_of(part: Part) -> Part:
-        if part.phase != "encode" or part.place != "device":
-            return part
-        return part.model_copy(update={"place": "host"})
+        return part.model_copy(update={"place": "host"}) if _moves(part) else part
 
     changed = work.mapped(moved)
     return changed.model_copy(update={"parts": tuple(map(part_of, work.parts))})
+
+
+def _moves(part: Part) -> bool:
+    return part.name.startswith("text_encoder") and part.place == "device"
 
 
 def observe(settings: NoSettings, statistics: Statistics, workload: Workload) -> str | None:

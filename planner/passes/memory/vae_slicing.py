@@ -29,8 +29,10 @@ from planner.passes.base import (
     Undo,
 )
 
-WITHOUT = frozenset({"VQModel", "AsymmetricAutoencoderKL", "ConsistencyDecoderVAE"})
-"""VAEs of diffusers 0.42.1 that cannot slice."""
+WITHOUT = frozenset({
+    "VQModel", "AsymmetricAutoencoderKL", "ConsistencyDecoderVAE", "AutoencoderKLTemporalDecoder",
+})  # fmt: skip
+"""VAEs of diffusers 0.42.1 that decode a batch at once, whatever is asked."""
 
 
 def apply(pipeline: Any, settings: NoSettings, context: Context) -> Undo:
