@@ -11,6 +11,7 @@ import torch
 from planner.case.work import Phase, Work
 from planner.catalog import reader
 from planner.errors import InvalidFile, UsageError
+from planner.passes import registry
 from planner.prediction import stages
 from planner.prediction.counting import Counting, Scope, Tally
 from planner.prediction.fused import on_meta
@@ -225,6 +226,13 @@ def test_a_config_that_cannot_be_built_is_refused_with_its_field(copy: Path) -> 
     assert caught.value.value == "two" and caught.value.way_out == "correct the field num_layers"
 
 
+def test_a_config_that_builds_but_does_not_run_is_refused_with_the_class(copy: Path) -> None:
+    change(copy / "transformer" / "config.json", axes_dims_rope=[4, 4, 4])
+    with pytest.raises(InvalidFile, match="FluxTransformer2DModel cannot be run") as caught:
+        work_of(str(copy), height=64, width=64, text_tokens=8)
+    assert caught.value.value == "FluxTransformer2DModel" and "configs" in caught.value.way_out
+
+
 def test_a_class_that_the_library_lacks_is_refused_by_name(copy: Path) -> None:
     change(copy / "model_index.json", transformer=["diffusers", "FluxTransformer3DModel"])
     with pytest.raises(InvalidFile, match="no class 'FluxTransformer3DModel'") as caught:
@@ -238,6 +246,11 @@ def test_a_denoiser_that_planner_cannot_call_is_refused_by_name(copy: Path) -> N
         work_of(str(copy), height=64, width=64)
 
 
+def test_another_pipeline_around_a_known_denoiser_traces_too(copy: Path) -> None:
+    change(copy / "model_index.json", _class_name="MyFluxPipeline")
+    assert work_of(str(copy), height=64, width=64, text_tokens=8).forwards > 0
+
+
 def test_code_of_other_libraries_is_never_run(copy: Path) -> None:
     change(copy / "model_index.json", transformer=["my_pipeline", "MyTransformer"])
     with pytest.raises(InvalidFile, match="comes from my_pipeline") as caught:
@@ -246,7 +259,7 @@ def test_code_of_other_libraries_is_never_run(copy: Path) -> None:
 
 
 def test_an_unknown_pipeline_class_is_refused_with_those_that_are_known(copy: Path) -> None:
-    change(copy / "model_index.json", _class_name="MyPipeline")
+    change(copy / "model_index.json", _class_name="MyPipeline", transformer=[None, None])
     with pytest.raises(UsageError, match="no model of the class MyPipeline") as caught:
         work_of(str(copy))
     assert "FluxPipeline" in caught.value.way_out
@@ -264,3 +277,12 @@ def test_a_folder_without_a_denoiser_is_refused(copy: Path) -> None:
     change(copy / "model_index.json", transformer=[None, None])
     with pytest.raises(UsageError, match="no component for the phase denoise"):
         work_of(str(copy))
+
+
+def test_effects_know_that_two_experts_share_the_steps() -> None:
+    work = work_of("wan2.2-t2v-a14b", height=480, width=832, frames=5, steps=40)
+    steps, interval = registry.get("steps"), registry.get("guidance_interval")
+    shorter = steps.effect(work, steps.settings(num_inference_steps=20), None)
+    assert [phase.calls for phase in shorter.phases[1:5]] == [13, 13, 7, 7]
+    guided = interval.effect(work, interval.settings(start=0.0, stop=0.5), None)
+    assert [phase.calls for phase in guided.phases[1:5]] == [26, 20, 14, 0]

@@ -24,8 +24,8 @@ def entry_of_folder(model: str) -> Entry:
     """Return an entry for a folder that `save_pretrained` wrote, or for an embedded model.
 
     What a folder does not say (steps, guidance, text length) is taken from the catalogued model of
-    the same pipeline class whose configs are nearest. Raises `InvalidFile` for a folder that is
-    none, `UsageError` for a pipeline class that the catalogue does not know.
+    the same pipeline class, or else denoiser class, whose configs are nearest. Raises `InvalidFile`
+    for a folder that is none, `UsageError` where the catalogue knows neither class.
     """
     folder = reader.folder_of(model) if model in reader.known() else Path(model).expanduser()
     index = _json(folder / "model_index.json")
@@ -61,12 +61,15 @@ def _reference(model: str) -> Shape:
 
 
 def _like(pipeline: str, components: tuple[Component, ...]) -> Entry:
-    """Return the catalogued model of the same pipeline class whose configs are nearest."""
+    """Return the catalogued model of that pipeline or denoiser class whose configs are nearest."""
     entries = [one for one in map(reader.entry, reader.known()) if one.embedded is None]
-    same = [one for one in entries if one.pipeline == pipeline]
+    denoisers = {part.cls for part in components if part.phase == "denoise"}
+    same = [one for one in entries if one.pipeline == pipeline] or [
+        one for one in entries if denoisers & {part.cls for part in one.components}
+    ]
     if not same:
         listed = sorted({one.pipeline for one in entries})
-        what = f"the catalogue has no model of the class {pipeline}"
+        what = f"the catalogue has no model of the class {pipeline}, nor one with its denoiser"
         raise UsageError(what, value=pipeline, way_out=f"it knows {', '.join(listed)}")
     configs = {part.name: part.config for part in components}
 

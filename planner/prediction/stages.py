@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from planner.case.work import Operation, Part
 from planner.catalog.entry import Component
+from planner.errors import InvalidFile
 from planner.prediction.components import build, part_of
 from planner.prediction.counting import Counting, Scope, Tally, blocks_of, fixed_tensors
 from planner.prediction.encoders import encoder_call
@@ -128,9 +129,20 @@ def _count(
         stack.enter_context(on_meta(patched))
         stack.enter_context(counting)
         counting.begin(tally)
-        (call or module)(**arguments)
+        _run(call or module, arguments, type(module).__name__)
         counting.end()
     return tally
+
+
+def _run(call: Any, arguments: dict[str, Any], cls: str) -> None:
+    """Run on the meta device, where a failure means sizes that do not fit together."""
+    try:
+        call(**arguments)
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        what = f"{cls} cannot be run with its config at this size ({first})"
+        way_out = "make the sizes in the configs of denoiser, encoders and VAE fit together"
+        raise InvalidFile(what, value=cls, way_out=way_out) from error
 
 
 def _counted(tally: Tally) -> Counted:

@@ -13,6 +13,7 @@ Source: Kynkäänniemi et al. 2024, arXiv 2404.07724 (there by noise level, here
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 from planner.case.case import Case
@@ -108,12 +109,14 @@ def apply(pipeline: Any, settings: GuidanceIntervalSettings, context: Context) -
 
 def effect(work: Work, settings: GuidanceIntervalSettings, telemetry: Telemetry | None) -> Work:
     """Keep the unconditional branch's calls at guided steps only."""
+    total = round(sum(phase.calls for phase in work.phases if phase.branch == UNCOND))
+    steps = iter(range(total))  # two experts run theirs one after the other
 
     def kept(phase: Phase) -> Phase:
         if phase.branch != UNCOND:
             return phase
-        total = round(phase.calls)
-        calls = sum(guided(settings, step, total) for step in range(total))
+        mine = islice(steps, round(phase.calls))
+        calls = sum(guided(settings, step, total) for step in mine)
         return phase.model_copy(update={"calls": float(calls)})
 
     return work.mapped(kept)

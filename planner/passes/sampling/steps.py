@@ -55,7 +55,11 @@ def call(settings: StepsSettings, workload: Workload) -> dict[str, Scalar]:
 
 def effect(work: Work, settings: StepsSettings, telemetry: Telemetry | None) -> Work:
     """Shorten every denoise phase; a branch that ran at part of the steps keeps that part."""
-    longest = max((p.calls for p in work.phases if p.name == "denoise"), default=0.0)
+    branches: dict[str | None, float] = {}  # two experts share the steps of a branch
+    for phase in work.phases:
+        if phase.name == "denoise":
+            branches[phase.branch] = branches.get(phase.branch, 0.0) + phase.calls
+    longest = max(branches.values(), default=0.0)
     ratio = settings.num_inference_steps / longest if longest else 1.0
 
     def shorter(phase: Phase) -> Phase:
