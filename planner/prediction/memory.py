@@ -40,17 +40,20 @@ def _of(phase: Phase, work: Work, margin: Margin) -> Memory:
     kept = work.kept if phase.name == "denoise" else 0.0
     return Memory(
         phase=phase.name,
-        weights=sum(_resident(part, phase) for part in work.parts),
+        weights=_resident(work.parts, phase),
         activations=phase.peak,
         kept=kept,
         margin=margin.context + margin.fragments * (phase.peak + kept),
     )
 
 
-def _resident(part: Part, phase: Phase) -> float:
-    """Return the bytes of a component on the device while a phase runs."""
-    if part.place == "device":
-        return part.bytes
-    if part.phase != phase.name:
-        return 0.0
-    return part.bytes if part.place == "host" else part.window
+def _resident(parts: tuple[Part, ...], phase: Phase) -> float:
+    """Return the bytes of weights on the device while a phase runs.
+
+    Components that rest on the host come in one at a time, two experts among them.
+    """
+    there = sum(part.bytes for part in parts if part.place == "device")
+    mine = [part for part in parts if part.phase == phase.name]
+    visiting = [part.bytes for part in mine if part.place == "host"]
+    windows = [part.window for part in mine if part.place == "streamed"]
+    return there + max([*visiting, *windows], default=0.0)

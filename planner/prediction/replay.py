@@ -74,12 +74,28 @@ def sample(row: Row) -> Sample:
         raise Skipped("unknown device", row.gpu or "none") from error
     _refuse(row, device)
     work = _in(row, _scoped(row, _traced(row, model_id)))
-    fused: list[tuple[str, dict[str, Any]]] = []
-    if row.stack not in ("eager", "old"):
-        fused = [("compile_blocks", {})]
-    for name, values in _techniques(row) + fused:
+    for name, values in _techniques(row):
         work = registry.get(name).effect(work, registry.settings_of(name, values), None)
-    return Sample(row, device, work)
+    _refuse_units(row, device, work)
+    return Sample(row, device, _layerwise(work) if "sgl-project/sglang" in row.source else work)
+
+
+def _layerwise(work: Work) -> Work:
+    """Stream the encoders layer by layer, as SGLang does unless it is told otherwise."""
+    parts = (
+        part.model_copy(update={"place": "streamed", "window": part.bytes / 20})
+        if part.phase == "encode" else part
+        for part in work.parts
+    )  # fmt: skip
+    return work.model_copy(update={"parts": tuple(parts)})
+
+
+def _refuse_units(row: Row, device: Card, work: Work) -> None:
+    """Raise where the device has no unit for what the row multiplied."""
+    types = {op.dtype for phase in work.phases for op in phase.operations if op.kind == "linear"}
+    for unit in ("float8", "float4", "int8"):
+        if any(name.startswith(unit) for name in types) and not getattr(device.peaks, unit):
+            raise Skipped("the device lacks the precision", f"{row.precision} on {device.id}")
 
 
 def is_known(row: Row) -> bool:
@@ -109,8 +125,14 @@ def _refuse(row: Row, device: Card) -> None:
 
 
 def _techniques(row: Row) -> list[tuple[str, dict[str, Any]]]:
+    """Return the passes, with settings, that say what the row did."""
     found = [_TECHNIQUES[row.precision]] if row.precision in _TECHNIQUES else []
-    return found + ([_OFFLOADS[row.offload]] if row.offload in _OFFLOADS else [])
+    if row.offload in _OFFLOADS:
+        found.append(_OFFLOADS[row.offload])
+    # Compilers, engines and Nunchaku's kernels (svdq) fuse what stands beside the products.
+    if row.stack in ("compiled", "engine") or "svdq" in row.precision:
+        found.append(("compile_blocks", {}))
+    return found
 
 
 def _sizes(row: Row, model_id: str) -> dict[str, Scalar]:
@@ -125,8 +147,15 @@ def _sizes(row: Row, model_id: str) -> dict[str, Scalar]:
 
 
 def _traced(row: Row, model_id: str) -> Work:
+    dtype = _HALF.get(row.precision, "bfloat16")
+    model = entry(model_id)
+    if dtype == "bfloat16":
+        # Pipelines decode in float32 only where float16 would overflow.
+        parts = [part.model_copy(update={"dtype": None}) if part.phase == "decode" else part
+                 for part in model.components]  # fmt: skip
+        model = model.model_copy(update={"components": tuple(parts)})
     try:
-        return work_of(model_id, _HALF.get(row.precision, "bfloat16"), **_sizes(row, model_id))
+        return work_of(model, dtype, **_sizes(row, model_id))
     except PlannerError as error:
         raise Skipped("the model refuses the size", str(error)) from error
 
@@ -135,7 +164,11 @@ def _scoped(row: Row, work: Work) -> Work:
     """Keep what the row's clock saw."""
     wanted = {"vae_decode": ("decode",), "pipeline": ("encode", "denoise", "decode")}
     names = wanted.get(row.scope, ("denoise",))
-    return work.model_copy(update={"phases": tuple(p for p in work.phases if p.name in names)})
+    alone = row.scope == "transformer"  # a benchmark of the bare model loads nothing else
+    return work.model_copy(update={
+        "phases": tuple(p for p in work.phases if p.name in names),
+        "parts": tuple(p for p in work.parts if p.phase in names or not alone),
+    })  # fmt: skip
 
 
 def _in(row: Row, work: Work) -> Work:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from planner.prediction.fit import Prices, gather, plain, ratios, summary, trusted
+from planner.prediction.fitting import Prices, gather, plain, ratios, trusted
+from planner.prediction.left_out import summary
 from planner.prediction.memory import peak
 from planner.prediction.published import Row, pairs
 from planner.prediction.replay import Sample, is_known

@@ -133,6 +133,17 @@ def declared_bench() -> Bench:
     return found
 
 
+def without_weights(work: Work) -> Work:
+    """Return a work as a trace gives it that does not know which bytes are weights."""
+    phases = tuple(
+        phase.model_copy(update={
+            "operations": tuple(op.model_copy(update={"weights": 0.0}) for op in phase.operations)
+        })
+        for phase in work.phases
+    )  # fmt: skip
+    return work.model_copy(update={"phases": phases, "parts": ()})
+
+
 def newest_bench() -> Bench:
     """The shared bench as though it were on a GPU that has every number format."""
     found = declared_bench()
