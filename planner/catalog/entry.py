@@ -33,11 +33,13 @@ class Released(Noun):
 class Embedded(Noun):
     """Where an embedded model lies; paths are inside the package.
 
-    `call` is the file of the reference call's arguments, `prompts` the captions of each split.
+    `call` is the file of the reference call's arguments, made for `batch_size` images at once;
+    `prompts` are the captions of each split.
     """
 
     folder: str
     call: str
+    batch_size: int = 1
     prompts: dict[Split, str]
 
 
@@ -112,7 +114,9 @@ class Entry(Noun):
     """One model of the catalogue: its components, its reference call, and facts with sources.
 
     An embedded model's components and call are in its folder; any other model has both here.
-    `published` holds the names that published measurements use for it.
+    `published` holds the names that published measurements use for it. `call` are further arguments
+    of the reference call; `guidance_argument` is what the pipeline calls its guidance scale.
+    `image_conditioned` says that a first frame is given and encoded by the VAE.
     """
 
     id: str
@@ -132,7 +136,6 @@ class Entry(Noun):
     guidance_argument: str = "guidance_scale"
     image_conditioned: bool = False
     call: dict[str, Scalar] = {}
-    batch_size: int = 1
     distilled: tuple[Released, ...] = ()
 
     @model_validator(mode="after")
@@ -154,6 +157,6 @@ class Entry(Noun):
         if shape.frames > 1:
             call["num_frames"] = shape.frames
         return Workload(
-            call=call | self.call, guidance=self.guidance, batch_size=self.batch_size,
+            call=call | self.call, guidance=self.guidance, batch_size=shape.batch,
             dtype=self.dtype,
         )  # fmt: skip

@@ -100,9 +100,8 @@ def workload_for(model_id: str) -> Workload | None:
     if model.embedded is None:
         return model.workload
     call = read_call(_present(_PACKAGE / model.embedded.call))
-    return Workload(
-        call=call, guidance=model.guidance, batch_size=model.batch_size, dtype=model.dtype
-    )
+    size = model.embedded.batch_size
+    return Workload(call=call, guidance=model.guidance, batch_size=size, dtype=model.dtype)
 
 
 def read_call(file: Path) -> dict[str, Scalar]:

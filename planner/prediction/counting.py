@@ -253,7 +253,11 @@ def _tensors(values: Any) -> list[Any]:
 
 
 def _bytes(tensors: Iterable[Any]) -> float:
-    return float(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
+    """Return the bytes that tensors span; what is repeated by expanding lies in memory once."""
+    return float(sum(
+        min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
+        for tensor in tensors
+    ))  # fmt: skip
 
 
 def _dtype(tensors: list[Any]) -> str:
