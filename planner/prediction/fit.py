@@ -11,7 +11,16 @@ import hashlib
 import json
 from pathlib import Path
 
-from planner.prediction.fitting import Prices, fit, gather, plain, second, trusted
+from planner.prediction.fitting import (
+    Prices,
+    fit,
+    fit_margin,
+    gather,
+    plain,
+    ratios,
+    techniques,
+    trusted,
+)
 from planner.prediction.left_out import (
     FOOTINGS,
     GROUPS,
@@ -33,7 +42,8 @@ def main() -> None:
     rows, _ = read(args.data)
     samples, skipped = gather([row for row in rows if trusted(row)])
     prices = Prices([one for one in samples if plain(one.row)])
-    known = second(samples, fit(prices))
+    timed = Prices([one for one in samples if one.row.seconds])
+    known = techniques(timed, ratios(timed.samples), fit_margin(samples, fit(prices)))
     inside = summary(prices.logs(known) - prices.seen)
     errors = {name: left_out(prices, key) for name, key in GROUPS.items()}
     report = {
@@ -41,7 +51,7 @@ def main() -> None:
                  "sha256": hashlib.sha256(args.data.read_bytes()).hexdigest()},
         "fit": inside, "left_out": {name: summary(found) for name, found in errors.items()},
         "ratios_left_out": {
-            name: summary(left_out_ratios(samples, known, GROUPS[name]))
+            name: summary(left_out_ratios(timed, known, GROUPS[name]))
             for name in ("pairs", "devices", "sources")
         },
         "spread": {footing: spread(errors[name]) for footing, name in FOOTINGS.items()},

@@ -145,27 +145,30 @@ def fit_margin(samples: Sequence[Sample], known: Constants) -> Constants:
     return known.model_copy(update={"context": context * 1e9, "fragments": float(fragments)})
 
 
-def ratios(samples: Sequence[Sample]) -> list[tuple[int, int]]:
-    """Return (with, without) a technique as places among the samples."""
+Pair = tuple[int, int]
+"""Places of two samples: with a technique, and without it on the same device."""
+
+
+def ratios(samples: Sequence[Sample]) -> list[Pair]:
+    """Return the pairs among samples."""
     places = {one.row.id: place for place, one in enumerate(samples)}
     rows = [one.row for one in samples]
     return [(places[one.id], places[other.id]) for one, other in pairs(rows)]
 
 
-def fit_units(samples: Sequence[Sample], known: Constants) -> Constants:
-    """Return the constants with those of the second stage, from ratios on the same device."""
-    samples = [one for one in samples if one.row.seconds]
-    found = [
-        (one, other) for one, other in ratios(samples)
+def fit_units(prices: Prices, found: Sequence[Pair], known: Constants) -> Constants:
+    """Return the constants with those of the second stage, from pairs with a narrow type."""
+    samples = prices.samples
+    narrow = [
+        (one, other) for one, other in found
         if samples[one].row.cache == samples[other].row.cache == "none"
         and any(op.dtype.startswith(UNITS) for p in samples[one].work.phases for op in p.operations)
     ]  # fmt: skip
-    if not found:
+    if not narrow:
         return known
-    prices = Prices(samples)
-    one, other = (np.array(side) for side in zip(*found, strict=True))
+    one, other = (np.array(side) for side in zip(*narrow, strict=True))
     seen = prices.seen[one] - prices.seen[other]
-    centre = np.log([getattr(known, name) for name in UNITS])
+    centre = np.log([getattr(Constants(), name) for name in UNITS])
 
     def constants(x: Columns) -> Constants:
         return known.model_copy(update=dict(zip(UNITS, np.exp(x).tolist(), strict=True)))
@@ -178,21 +181,19 @@ def fit_units(samples: Sequence[Sample], known: Constants) -> Constants:
     return constants(least_squares(errors, centre).x)
 
 
-def fit_anchors(samples: Sequence[Sample], known: Constants) -> Constants:
+def fit_anchors(prices: Prices, found: Sequence[Pair], known: Constants) -> Constants:
     """Return the constants with what caches left to compute in pairs of rows."""
-    samples = [one for one in samples if one.row.seconds]
-    prices = Prices(samples)
-    found = prices.parts(known)
-    inside = found.by_phase["denoise"] / found.total
+    priced = prices.parts(known)
+    inside = priced.by_phase["denoise"] / priced.total
     seen = []
-    for one, other in ratios(samples):
-        row, without = samples[one].row, samples[other].row
+    for one, other in found:
+        row, without = prices.samples[one].row, prices.samples[other].row
         if row.cache != "none" and without.cache == "none" and row.precision == without.precision:
             ratio = float(np.exp(prices.seen[one] - prices.seen[other]))
             seen.append((row.cache, row.frames > 1, 1 - (1 - ratio) / float(inside[other])))
     return known.model_copy(update={"caches": learn(seen)})
 
 
-def second(samples: Sequence[Sample], known: Constants) -> Constants:
-    """Return the constants with all that stands on the first stage: units, anchors, margins."""
-    return fit_margin(samples, fit_anchors(samples, fit_units(samples, known)))
+def techniques(prices: Prices, found: Sequence[Pair], known: Constants) -> Constants:
+    """Return the constants with what pairs teach: narrow units, then anchors of caches."""
+    return fit_anchors(prices, found, fit_units(prices, found, known))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.prediction.fitting import Prices, fit, fit_anchors, fit_units, ratios
+from planner.prediction.fitting import Prices, fit, ratios, techniques
 from planner.prediction.replay import Sample
 from planner.prediction.roofline import Columns
 from planner.prediction.speeds import Constants
@@ -40,22 +40,18 @@ def left_out(prices: Prices, key: Callable[[Sample], Any]) -> Columns:
     return out
 
 
-def left_out_ratios(
-    samples: Sequence[Sample], known: Constants, key: Callable[[Sample], Any]
-) -> Columns:
+def left_out_ratios(prices: Prices, known: Constants, key: Callable[[Sample], Any]) -> Columns:
     """Return the log error of each ratio when its group taught neither units nor anchors."""
-    timed = [one for one in samples if one.row.seconds]
-    places = ratios(timed)
-    folds = _folds([str(key(timed[one])) for one, _ in places])
-    prices = Prices(timed)
-    out = np.full(len(places), np.nan)
+    found = ratios(prices.samples)
+    folds = _folds([str(key(prices.samples[one])) for one, _ in found])
+    one, other = (np.array(side) for side in zip(*found, strict=True))
+    seen = prices.seen[one] - prices.seen[other]
+    out = np.full(len(found), np.nan)
     for fold in sorted(set(folds.tolist())):
-        away = {timed[places[at][0]].row.id for at in np.flatnonzero(folds == fold)}
-        kept = [one for one in timed if one.row.id not in away]
-        logs = prices.logs(fit_anchors(kept, fit_units(kept, known)))
-        for at in np.flatnonzero(folds == fold):
-            one, other = places[at]
-            out[at] = logs[one] - logs[other] - prices.seen[one] + prices.seen[other]
+        mine = folds == fold
+        kept = [pair for pair, away in zip(found, mine, strict=True) if not away]
+        logs = prices.logs(techniques(prices, kept, known))
+        out[mine] = (logs[one] - logs[other] - seen)[mine]
     return out
 
 

@@ -11,7 +11,7 @@ from planner.catalog.devices import Card, card
 from planner.catalog.reader import entry, published_as
 from planner.errors import PlannerError
 from planner.passes import registry
-from planner.prediction.meta import work_of
+from planner.prediction.meta import rounded_shape, shape_of, work_of
 from planner.prediction.published import Row
 
 SKIPS = (
@@ -155,7 +155,8 @@ def _traced(row: Row, model_id: str) -> Work:
                  for part in model.components]  # fmt: skip
         model = model.model_copy(update={"components": tuple(parts)})
     try:
-        return work_of(model, dtype, **_sizes(row, model_id))
+        shape = rounded_shape(model, shape_of(model, **_sizes(row, model_id)))
+        return work_of(model, dtype, **shape.model_dump())
     except PlannerError as error:
         raise Skipped("the model refuses the size", str(error)) from error
 
