@@ -98,7 +98,7 @@ def _floor(rows: dict[str, Row]) -> list[str]:
     for row in rows.values():
         if trusted(row) and plain(row) and row.gpus == 1 and row.gpu:
             groups[(row.model, row.gpu, row.height, row.width, row.frames, row.batch, row.steps,
-                    row.forwards, row.stack, row.scope)].append(row)  # fmt: skip
+                    row.forwards, row.stack, row.kernel, row.scope)].append(row)  # fmt: skip
     lines, spreads = [], []
     for key, found in sorted(groups.items(), key=str):
         if len({row.source for row in found}) > 1:

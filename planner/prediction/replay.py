@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from planner.case.noun import Scalar
-from planner.case.work import Operation, Phase, Work
+from planner.case.work import Operation, Part, Phase, Work
 from planner.catalog.devices import Card, card
 from planner.catalog.reader import entry, published_as
 from planner.errors import PlannerError
@@ -77,14 +77,17 @@ def sample(row: Row) -> Sample:
     for name, values in _techniques(row):
         work = registry.get(name).effect(work, registry.settings_of(name, values), None)
     _refuse_units(row, device, work)
-    return Sample(row, device, _layerwise(work) if "sgl-project/sglang" in row.source else work)
+    if "sgl-project/sglang" in row.source:
+        work = _encoders(work, lambda part: {"place": "streamed", "window": part.bytes / 20})
+    if row.precision in _TECHNIQUES and ("text encoder" in row.note or "T5 quant" in row.note):
+        work = _encoders(work, lambda part: {"bytes": part.bytes / 2})
+    return Sample(row, device, work)
 
 
-def _layerwise(work: Work) -> Work:
-    """Stream the encoders layer by layer, as SGLang does unless it is told otherwise."""
+def _encoders(work: Work, change: Callable[[Part], dict[str, Any]]) -> Work:
+    """Change how encoders lie: SGLang streams their layers, some rows quantize them."""
     parts = (
-        part.model_copy(update={"place": "streamed", "window": part.bytes / 20})
-        if part.phase == "encode" else part
+        part.model_copy(update=change(part)) if part.phase == "encode" else part
         for part in work.parts
     )  # fmt: skip
     return work.model_copy(update={"parts": tuple(parts)})
