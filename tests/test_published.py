@@ -72,7 +72,7 @@ def test_pairs_are_rows_with_their_baseline_on_the_same_device(tmp_path: Path) -
     ({"attention": "magic"}, "attention not stated"),
     ({"precision": "gguf Q2_k"}, "precision without a pass"),
     ({"precision": "bf16", "gpu": "T4"}, "the device lacks the precision"),
-    ({"height": "513"}, "the model refuses the size"), ({"steps": "0"}, "no size or time"),
+    ({"frames": "81"}, "the model refuses the size"), ({"steps": "0"}, "no size or time"),
 ])  # fmt: skip
 def test_what_cannot_be_replayed_says_why(
     tmp_path: Path, change: dict[str, str], reason: str
