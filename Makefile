@@ -17,7 +17,7 @@ pair := .venv/.torch-$(TORCH)-$(TORCHVISION)
 ready := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tune publish test lint clean
+.PHONY: help setup tune publish claims test lint clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
@@ -35,6 +35,9 @@ publish: $(ready) ## put what make tune concluded beside the code: policy, page,
 	cp -r build/policies/shapes policies/
 	cp -r build/reports/shapes reports/
 	$(bin)/python -m planner.reporting.front_picture build/.planner/shapes/cpu/2s reports/shapes/cpu/2s.png
+
+claims: $(ready) ## what others state beside what planner computes, into reports/claims.md
+	$(bin)/python reports/claims.py
 
 # One thread: the models of the tests are tiny, worker processes run beside the test process, and
 # results must not depend on the number of cores.
