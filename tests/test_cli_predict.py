@@ -25,6 +25,14 @@ def test_a_prediction_has_an_interval_and_says_what_it_rests_on(capsys: Shown) -
     assert "predicted" in text and "published of its family" in text
 
 
+def test_a_model_larger_than_the_device_is_said_not_to_fit(capsys: Shown) -> None:
+    small = json.loads(asked(capsys, "sdxl", "--target", "t4", "--dtype", "float16", "--json"))
+    assert small["fits"] and small["memory"]["total"] < 16 * 2**30
+    assert "does not fit 8 GiB" in asked(
+        capsys, "sdxl", "--target", "rtx-4060-laptop", "--dtype", "float32"
+    )
+
+
 def test_more_steps_take_longer_and_compiled_blocks_less_time(capsys: Shown) -> None:
     def seconds(*more: str) -> float:
         found = asked(capsys, "sd1.5", "--target", "a10", "--json", *more)
@@ -54,6 +62,7 @@ def test_published_rows_are_judged_in_three_groups_and_the_rest_counted(
 
 @pytest.mark.parametrize(("arguments", "says"), [
     (["sd1.5"], "--target h100-sxm"), (["sd1.5", "--target", "h100"], "h100-pcie"),
+    (["sd1.5", "--target", "t4", "--dtype", "bfloat16"], "ask for another number format"),
     (["sd9", "--target", "t4"], "did you mean"),
 ])  # fmt: skip
 def test_a_question_that_cannot_be_answered_says_how_to_ask(

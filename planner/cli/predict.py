@@ -11,6 +11,7 @@ from planner.cli.common import emit_json, json_option, say, table
 from planner.errors import UsageError
 
 if TYPE_CHECKING:
+    from planner.catalog.devices import Card
     from planner.prediction.estimate import Estimate
     from planner.prediction.validate import Verdict
 
@@ -24,13 +25,15 @@ if TYPE_CHECKING:
 @click.option("--steps", type=click.IntRange(1), help="Denoising steps.")
 @click.option("--guidance", type=click.FloatRange(0), help="Guidance scale; 1 or less is none.")
 @click.option("--batch", type=click.IntRange(1), help="Images or videos a call.")
+@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]),
+              help="Number format of weights and activations.")  # fmt: skip
 @click.option("--compiled", is_flag=True, help="With the blocks compiled.")
 @click.option("--validate", type=click.Path(path_type=Path), metavar="CSV",
               help="Hold predictions against published rows instead.")  # fmt: skip
 @json_option
 def command(
-    model: str | None, target: str | None, compiled: bool, validate: Path | None, as_json: bool,
-    **sizes: Any,
+    model: str | None, target: str | None, dtype: str | None, compiled: bool,
+    validate: Path | None, as_json: bool, **sizes: Any,
 ) -> None:  # fmt: skip
     """Predict seconds and memory of MODEL on a device that need not be here.
 
@@ -46,40 +49,48 @@ def command(
         raise UsageError("a prediction needs a model and a device", value=model or target,
                          way_out="write planner predict flux.1-dev --target h100-sxm, "
                          "or --validate FILE")  # fmt: skip
-    found = _predicted(model, target, compiled, sizes)
-    if as_json:
-        emit_json({"model": model, "target": target, **found.model_dump()})
-    else:
-        click.echo(_text(model, target, found))
-
-
-def _predicted(model: str, target: str, compiled: bool, sizes: dict[str, Any]) -> Estimate:
     from planner.catalog.devices import card
+
+    device = card(target)
+    found = _predicted(model, device, dtype, compiled, sizes)
+    fits = found.memory.total <= device.memory_bytes
+    if as_json:
+        memory = found.memory.model_dump() | {"total": found.memory.total}
+        emit_json({"model": model, "target": device.id,
+                   **found.model_dump(), "memory": memory, "fits": fits})  # fmt: skip
+    else:
+        click.echo(_text(model, device, found, fits))
+
+
+def _predicted(
+    model: str, device: Card, dtype: str | None, compiled: bool, sizes: dict[str, Any]
+) -> Estimate:
     from planner.passes import registry
     from planner.prediction.estimate import estimate
     from planner.prediction.meta import work_of
 
-    device = card(target)
-    work = work_of(model, **sizes)
+    work = work_of(model, dtype, **sizes)
     if compiled:
         one = registry.get("compile_blocks")
         work = one.effect(work, one.settings(), None)
     return estimate(work, device, "compiled" if compiled else "eager")
 
 
-def _text(model: str, target: str, found: Estimate) -> str:
+def _text(model: str, device: Card, found: Estimate, fits: bool) -> str:
     memory = found.memory
+    there = f"{device.memory_bytes / 2**30:.0f} GiB"
     rows = [
         ("seconds a call", f"{found.seconds:.3g} (four of five between {found.low:.3g} "
                            f"and {found.high:.3g})"),
         *((f"  {name}", f"{value:.3g}") for name, value in found.by_phase.items()),
-        ("peak memory", f"{memory.total / 2**30:.1f} GiB, while it runs {memory.phase}"),
+        ("peak memory", f"{memory.total / 2**30:.1f} GiB, in the phase {memory.phase}; "
+                        f"{'fits' if fits else 'does not fit'} {there}"),
         ("  weights", f"{memory.weights / 2**30:.1f} GiB"),
         ("  activations", f"{memory.activations / 2**30:.1f} GiB"),
         ("rests on", f"rows published of {found.rests_on}" if found.rests_on != "datasheet"
                      else "the datasheet alone"),
     ]  # fmt: skip
-    return f"{model} on {target}, predicted\n" + table(("", ""), rows)
+    return f"{model} on {device.name}, predicted\n" + table(("", ""), rows)
 
 
 def _validate(path: Path, as_json: bool) -> None:
