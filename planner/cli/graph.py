@@ -10,6 +10,7 @@ import click
 from planner.cli.common import emit_json, json_option, say, table
 
 if TYPE_CHECKING:
+    from planner.case.case import Case
     from planner.plans.graph import Graph
 
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 @click.argument("model", required=False)
 @click.option("--why", is_flag=True, help="Name the reason for every pass that is not legal.")
 @click.option("--png", type=click.Path(path_type=Path), help="Draw the graph into this file.")
+@click.option("--target", metavar="DEVICE", help="A catalogued device instead of this one, such as "
+              "h100-sxm; MODEL is then a catalogued model or a diffusers folder.")  # fmt: skip
 @click.option("--device", metavar="KIND", help="cpu or cuda; the best available by default.")
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]),
               help="Number format to load in.")  # fmt: skip
@@ -31,20 +34,20 @@ if TYPE_CHECKING:
               help="A search file; options given here take precedence.")  # fmt: skip
 @json_option
 def command(
-    why: bool, png: Path | None, search: Path | None, as_json: bool, **flags: Any
-) -> None:
+    why: bool, png: Path | None, target: str | None, search: Path | None, as_json: bool,
+    **flags: Any,
+) -> None:  # fmt: skip
     """Show the passes that are legal for MODEL here, in plan order, and their clashes.
 
     MODEL is shapes (the default), a local diffusers folder, a Hub id, or module:function that
-    returns a pipeline. It is loaded to be described; nothing is rendered.
+    returns a pipeline. It is loaded to be described; nothing is rendered. With --target it is
+    described from its configs alone, with the libraries that are installed here.
     """
     from planner.plans.graph import build
-    from planner.run.pipeline import case_of, load_pipeline
-    from planner.tuning.prepare import merged, reference
+    from planner.tuning.prepare import merged
 
     asked = merged(flags, search)
-    source, workload = reference(asked)
-    case = case_of(load_pipeline(source), source, workload)
+    case = _here(asked) if target is None else _there(target, asked)
     graph = build(
         case, with_=asked.get("with_passes", ()), without=asked.get("without_passes", ())
     )
@@ -55,6 +58,22 @@ def command(
         emit_json(_facts(graph))
     else:
         click.echo(_text(graph, why))
+
+
+def _here(asked: dict[str, Any]) -> Case:
+    from planner.run.pipeline import case_of, load_pipeline
+    from planner.tuning.prepare import reference
+
+    source, workload = reference(asked)
+    return case_of(load_pipeline(source), source, workload)
+
+
+def _there(target: str, asked: dict[str, Any]) -> Case:
+    from planner.catalog.devices import card
+    from planner.tuning.target import case_on
+
+    sizes = {name: asked.get(name) for name in ("steps", "guidance")}
+    return case_on(str(asked.get("model") or "shapes"), card(target), **sizes)
 
 
 def _facts(graph: Graph) -> dict[str, Any]:
