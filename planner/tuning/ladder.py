@@ -1,0 +1,251 @@
+"""The ladder that is recommended on a device that is not here: each rung predicted, none measured.
+
+Rungs come in the order in which people adopt them: quantize, make it fit, cache, take fewer steps.
+Every rung stands on those below it. Quality is not predicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+from typing import Any, Literal
+
+from planner.case.goal import Goal
+from planner.case.noun import Noun
+from planner.case.work import Work
+from planner.catalog.devices import Card
+from planner.passes import registry
+from planner.passes.base import Family, Fidelity
+from planner.plans.graph import Graph
+from planner.plans.plan import Plan
+from planner.prediction.estimate import Estimate, estimate
+from planner.prediction.speeds import fitted
+
+Stack = dict[str, Mapping[str, Any]]
+Name = Literal["untouched", "quantize", "fit", "cache", "steps"]
+
+_COMPILER = "compile_blocks"
+_FEWEST_STEPS = 4
+_MOST_MEMORY_PASSES = 2
+
+
+class Rung(Noun):
+    """One step of the ladder with everything below it, predicted.
+
+    `seconds` is the middle of `low` and `high`; `lacks` the bytes by which its memory is over the
+    limit, zero where it fits. `rests_on` says what the figures stand on, `quality` what is known
+    of the images.
+    """
+
+    name: Name
+    plan: str
+    passes: dict[str, dict[str, Any]]
+    seconds: float
+    low: float
+    high: float
+    memory: float
+    lacks: float
+    rests_on: str
+    quality: str
+
+
+class Ladder(Noun):
+    """All rungs, whether the last one meets the goal, and the least time any plan could take.
+
+    `front` holds every predicted plan that no other beats in both seconds and memory.
+    """
+
+    rungs: tuple[Rung, ...]
+    meets: bool
+    floor: float
+    front: tuple[tuple[str, float, float], ...]
+
+    @property
+    def last(self) -> Rung:
+        """Return the highest rung."""
+        return self.rungs[-1]
+
+
+class Planner:
+    """Climbs the ladder of one model on one device under one goal."""
+
+    def __init__(self, graph: Graph, work: Work, card: Card, goal: Goal) -> None:
+        """Take the legal graph and the untouched work of the same case."""
+        self._graph, self._work, self._card, self._goal = graph, work, card, goal
+        self._limit = min(goal.vram_bytes or card.memory_bytes, card.memory_bytes)
+        self._seen: dict[Plan, Estimate] = {}
+
+    def climb(self) -> Ladder:
+        """Return the ladder up to the rung that meets the goal, or as far as it goes."""
+        stack: Stack = {}
+        rungs = [self._rung("untouched", stack, "the reference")]
+        for name, choose in (("quantize", self._quantized), ("fit", self._fitting)):
+            better = choose(stack) if not self._meets(rungs[-1]) else None
+            if better is not None:
+                stack = better
+                rungs.append(self._rung(name, stack, _quality(stack)))  # type: ignore[arg-type]
+        for climb in (self._cached, self._shorter):
+            wanted = not self._meets(rungs[-1]) and rungs[-1].lacks == 0
+            higher = climb(stack, rungs[-1]) if wanted else None
+            if higher is not None:
+                stack = dict(higher.passes)
+                rungs.append(higher)
+        return Ladder(rungs=tuple(rungs), meets=self._meets(rungs[-1]),
+                      floor=self._floor(stack), front=self._front())  # fmt: skip
+
+    def _estimate(self, stack: Stack) -> Estimate:
+        plan = Plan.of(stack)
+        if plan not in self._seen:
+            work = self._work
+            for one in plan.passes:
+                work = registry.get(one.name).effect(work, one.parsed(), None)
+            kind: Literal["compiled", "eager"] = "compiled" if _COMPILER in stack else "eager"
+            self._seen[plan] = estimate(work, self._card, kind)
+        return self._seen[plan]
+
+    def _rung(self, name: Name, stack: Stack, quality: str) -> Rung:
+        found = self._estimate(stack)
+        return Rung(
+            name=name, plan=str(Plan.of(stack)), passes=_plain(stack), seconds=found.seconds,
+            low=found.low, high=found.high, memory=found.memory.total,
+            lacks=max(0.0, found.memory.total - self._limit),
+            rests_on=_words(found.rests_on), quality=quality,
+        )  # fmt: skip
+
+    def _meets(self, rung: Rung) -> bool:
+        budget = self._goal.budget_seconds
+        return rung.lacks == 0 and (budget is None or rung.seconds <= budget)
+
+    def _legal(self, stack: Stack) -> bool:
+        return self._graph.why_not(Plan.of(stack)) is None
+
+    def _of(self, family: Family) -> list[str]:
+        return [one.name for one in self._graph.legal if one.family is family]
+
+    def _with(self, stack: Stack, *names: str) -> Stack:
+        return stack | {name: registry.get(name).seeds[0] for name in names}
+
+    def _quantized(self, stack: Stack) -> Stack | None:
+        """Return the fastest number format with compiled blocks, smallest where nothing fits."""
+        formats = [*self._of(Family.QUANTIZATION), "fp8_storage"]
+        found = [
+            grown
+            for name in formats if _has(self._graph, name)
+            for grown in (self._with(stack, name, _COMPILER), self._with(stack, name))
+            if self._legal(grown)
+        ]  # fmt: skip
+        if self._legal(self._with(stack, _COMPILER)):
+            found.append(self._with(stack, _COMPILER))
+        return min(found, key=self._order) if found else None
+
+    def _order(self, stack: Stack) -> tuple[float, float]:
+        """Rank by what the memory lacks, as far as moving weights cannot mend it, then by time."""
+        found = self._estimate(stack)
+        return (0.0 if self._mendable(stack) else found.memory.total, found.seconds)
+
+    def _mendable(self, stack: Stack) -> bool:
+        return any(self._fits(grown) for grown in (stack, *self._moved(stack)))
+
+    def _fits(self, stack: Stack) -> bool:
+        return self._estimate(stack).memory.total <= self._limit
+
+    def _moved(self, stack: Stack) -> Iterator[Stack]:
+        """Yield the stack with memory passes, at most two of them together."""
+        names = [name for name in self._of(Family.MEMORY) if name not in stack]
+        names = [name for name in names if name != "fp8_storage"]
+        for count in range(1, _MOST_MEMORY_PASSES + 1):
+            for chosen in combinations(names, count):
+                grown = self._with(stack, *chosen)
+                if self._legal(grown):
+                    yield grown
+
+    def _fitting(self, stack: Stack) -> Stack | None:
+        """Return the fastest way to fit, or the smallest where none does; None if it fits."""
+        if self._fits(stack):
+            return None
+        found = list(self._moved(stack))
+        inside = [grown for grown in found if self._fits(grown)]
+        if inside:
+            return min(inside, key=lambda grown: self._estimate(grown).seconds)
+        return min(found, key=lambda grown: self._estimate(grown).memory.total, default=None)
+
+    def _cached(self, stack: Stack, below: Rung) -> Rung | None:
+        """Return the rung of a cache: what others' caches left to compute is its whole range."""
+        names = [name for name in self._of(Family.CACHING)
+                 if "denoiser.step_reuse" in registry.get(name).owns]  # fmt: skip
+        grown = [self._with(stack, name) for name in names]
+        chosen = next((one for one in grown if self._legal(one)), None)
+        if chosen is None:
+            return None
+        shares = sorted(value for key, value in fitted().caches.items() if "," not in key)
+        found = self._estimate(stack)
+        rest = found.seconds - found.by_phase["denoise"]
+        least, middle, most = (
+            rest + share * found.by_phase["denoise"]
+            for share in (shares[0], shares[len(shares) // 2], shares[-1])
+        )  # fmt: skip
+        spread = found.high / found.seconds
+        return below.model_copy(update={
+            "name": "cache", "plan": str(Plan.of(chosen)), "passes": _plain(chosen),
+            "seconds": middle, "low": least / spread, "high": most * spread,
+            "rests_on": f"{_words(found.rests_on)}; {shares[0]:.0%} to {shares[-1]:.0%} of the "
+                        "denoiser left to compute, as published of other models' caches",
+            "quality": "depends on a threshold that only a reference run can set",
+        })  # fmt: skip
+
+    def _shorter(self, stack: Stack, below: Rung) -> Rung | None:
+        """Return the rung of the most steps that meet the budget, at least four of them."""
+        budget, steps = self._goal.budget_seconds, self._graph.case.workload.steps
+        if budget is None or below.seconds <= budget or not _has(self._graph, "steps"):
+            return None
+        found = self._estimate(stack)
+        share = below.seconds / found.seconds
+        rest = found.seconds - found.by_phase["denoise"]
+        wanted = steps * (budget / share - rest) / found.by_phase["denoise"]
+        fewer = max(_FEWEST_STEPS, min(steps - 1, int(wanted)))
+        chosen: Stack = stack | {"steps": {"num_inference_steps": fewer}}
+        if fewer >= steps or not self._legal(chosen):
+            return None
+        scale = self._estimate(chosen).seconds / found.seconds
+        return below.model_copy(update={
+            "name": "steps", "plan": str(Plan.of(chosen)), "passes": _plain(chosen),
+            "seconds": below.seconds * scale, "low": below.low * scale,
+            "high": below.high * scale, "quality": "another trajectory: unknown until measured",
+        })  # fmt: skip
+
+    def _floor(self, stack: Stack) -> float:
+        """Return what the highest stack takes at its least with one denoising step."""
+        found = self._estimate({name: v for name, v in stack.items() if name != "steps"})
+        steps = self._graph.case.workload.steps
+        inside = found.by_phase["denoise"]
+        return (found.seconds - inside + inside / steps) * found.low / found.seconds
+
+    def _front(self) -> tuple[tuple[str, float, float], ...]:
+        points = sorted((e.seconds, e.memory.total, str(plan)) for plan, e in self._seen.items())
+        front: list[tuple[str, float, float]] = []
+        for seconds, memory, plan in points:
+            if not front or memory < front[-1][2]:
+                front.append((plan, seconds, memory))
+        return tuple(front)
+
+
+def _has(graph: Graph, name: str) -> bool:
+    return any(one.name == name for one in graph.legal)
+
+
+def _plain(stack: Stack) -> dict[str, dict[str, Any]]:
+    return {name: dict(values) for name, values in stack.items()}
+
+
+def _words(rests_on: str) -> str:
+    return "the datasheet alone" if rests_on == "datasheet" else f"published rows of {rests_on}"
+
+
+def _quality(stack: Stack) -> str:
+    """Say what class of error the passes bring; the size of it is not predicted."""
+    kinds = {registry.get(name).fidelity for name in stack}
+    if Fidelity.DIVERGENT in kinds:
+        return "another trajectory: unknown until measured"
+    if Fidelity.APPROXIMATE in kinds:
+        return "small errors on the same trajectory: unknown until measured"
+    return "the same up to rounding"
