@@ -70,6 +70,13 @@ def layers(
     return found, [path for path in linear if path not in names]
 
 
+def none_quantized(name: str, choice: Choice, layers: object) -> str | None:
+    """Answer a sentence if a pass quantized none of the layers that were chosen."""
+    if layers:
+        return None
+    return f"{name} quantized no layer at scope {choice.scope}, edges {choice.edges}"
+
+
 def torchao_weight(config: Any, layer: Any) -> Any:
     """Return the weight that torchao gives a layer under a configuration; the layer stays."""
     import torch

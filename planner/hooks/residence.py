@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from planner.hooks.blocks import DENOISERS
@@ -24,6 +25,26 @@ def text_encoders_of(pipeline: Any) -> dict[str, Any]:
         name: part for name, part in pipeline.components.items()
         if name.startswith("text_encoder") and part is not None
     }  # fmt: skip
+
+
+def grouped(models: Iterable[Any], group: Callable[[Any, Any], None]) -> Callable[[], None]:
+    """Group the weights of models, each for the device that it is on now; returns the undo.
+
+    `group` takes a model and its device. Where it fails, what was grouped before is undone.
+    """
+    places = [(model, model.device) for model in models]
+
+    def undo() -> None:
+        for model, device in places:
+            ungroup(model, device)
+
+    try:
+        for model, device in places:
+            group(model, device)
+    except BaseException:
+        undo()
+        raise
+    return undo
 
 
 def ungroup(root: Any, device: Any) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -123,6 +123,20 @@ def domains(settings: type[Settings]) -> dict[str, Domain]:
         if isinstance(extra, dict) and "domain" in extra:
             found[name] = Domain.model_validate(extra["domain"])
     return found
+
+
+Scope = Literal["blocks", "attention", "feed_forward"]
+
+
+def scope_knob() -> Any:
+    """Declare which linear layers of the blocks a pass quantizes: see `hooks.linear`."""
+    return knob("blocks", "which of the blocks' linear layers", choices=get_args(Scope))
+
+
+def edges_knob(high: int) -> Any:
+    """Declare how many blocks at each end a pass leaves alone; a search tries up to `high`."""
+    meaning = "blocks at each end of the stack that keep their precision"
+    return knob(0, meaning, low=0, high=high, step=1, least=0, most=1000)
 
 
 class Need(NamedTuple):

@@ -25,18 +25,19 @@ from planner.case.telemetry import Telemetry
 from planner.case.work import Operation, Part, Phase, Work
 from planner.case.workload import Workload
 from planner.hooks.branches import drop_empty_registry
+from planner.hooks.formats import WIDE
 from planner.hooks.residence import denoisers_of
 from planner.passes.base import (
     Avoid,
     Context,
     Family,
     Fidelity,
-    Need,
     Pass,
     Settings,
     Stage,
     Statistics,
     Undo,
+    fused_adapters,
     knob,
     on_cuda,
 )
@@ -46,8 +47,6 @@ HOOK = "layerwise_casting"
 
 SKIPPED = ("pos_embed", "patch_embed", "norm", "^proj_in$", "^proj_out$")
 """What diffusers leaves alone by default: `DEFAULT_SKIP_MODULES_PATTERN`."""
-
-_WIDTH = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 class Fp8StorageSettings(Settings):
@@ -133,11 +132,11 @@ def effect(work: Work, settings: Fp8StorageSettings, telemetry: Telemetry | None
 
 def _saved(op: Operation, settings: Fp8StorageSettings) -> float:
     """Return the bytes that an operation's weights lose."""
-    if op.kind not in ("linear", "convolution") or op.dtype not in _WIDTH:
+    if op.kind not in ("linear", "convolution") or op.dtype not in WIDE:
         return 0.0
     if any(re.search(pattern, op.path) for pattern in settings.patterns):
         return 0.0
-    return op.weights * (1 - 1 / _WIDTH[op.dtype])
+    return op.weights * (1 - 1 / WIDE[op.dtype])
 
 
 def _stored(op: Operation, settings: Fp8StorageSettings) -> Operation:
@@ -150,7 +149,7 @@ def _stored(op: Operation, settings: Fp8StorageSettings) -> Operation:
 def _casts(op: Operation) -> Operation:
     """Return the casts around an operation: up, down, and the product's read of the wide copy."""
     wide = op.weights
-    narrow = wide / _WIDTH[op.dtype]
+    narrow = wide / WIDE[op.dtype]
     # Up: reads narrow, writes wide. Product: reads wide, of which narrow is in the operation.
     # Down: reads wide, writes narrow.
     moved = (narrow + wide) + (wide - narrow) + (wide + narrow)
@@ -176,12 +175,6 @@ def unfit(case: Case, settings: Fp8StorageSettings) -> str | None:
     return None
 
 
-def _fused_adapters(case: Case) -> str | None:
-    if not case.model.adapters:
-        return None
-    return f"fp8_storage needs adapters fused; loaded are {', '.join(case.model.adapters)}"
-
-
 _SOURCE = "diffusers ModelMixin.enable_layerwise_casting; hooks/layerwise_casting.py"
 
 PASS = Pass(
@@ -194,7 +187,9 @@ PASS = Pass(
     owns=("denoiser.linear_precision",),
     needs=(
         on_cuda("fp8_storage", "the originals rest on the host: on a CPU nothing would be saved"),
-        Need(_fused_adapters, "diffusers docs, layerwise casting: may fail with PEFT layers"),
+        fused_adapters("fp8_storage")._replace(
+            source="diffusers docs, layerwise casting: may fail with PEFT layers"
+        ),
     ),
     avoids=(
         Avoid(

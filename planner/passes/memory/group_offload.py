@@ -22,7 +22,7 @@ from planner.case.case import Case
 from planner.case.telemetry import Telemetry
 from planner.case.work import Part, Phase, Work
 from planner.case.workload import Workload
-from planner.hooks.residence import denoisers_of, ungroup
+from planner.hooks.residence import denoisers_of, grouped
 from planner.passes.base import (
     Avoid,
     Context,
@@ -55,22 +55,15 @@ def apply(pipeline: Any, settings: GroupOffloadSettings, context: Context) -> Un
     """Group every denoiser's weights; they move to the device that it is on now."""
     from diffusers.hooks import apply_group_offloading
 
-    models = [(model, model.device) for model in denoisers_of(pipeline).values()]
+    def group(model: Any, device: Any) -> None:
+        apply_group_offloading(
+            model, onload_device=device, offload_type=f"{settings.level}_level",
+            num_blocks_per_group=settings.blocks, use_stream=settings.stream,
+        )  # fmt: skip
 
-    def undo() -> None:
-        for model, device in models:
-            ungroup(model, device)
-
-    try:
-        for model, device in models:
-            apply_group_offloading(
-                model, onload_device=device, offload_type=f"{settings.level}_level",
-                num_blocks_per_group=settings.blocks, use_stream=settings.stream,
-            )  # fmt: skip
-    except BaseException:
-        undo()
-        raise
-    context.statistics.update(groups=sum(_groups(model) for model, _ in models))
+    models = denoisers_of(pipeline).values()
+    undo = grouped(models, group)
+    context.statistics.update(groups=sum(map(_groups, models)))
     return undo
 
 

@@ -20,7 +20,7 @@ from planner.case.case import Case
 from planner.case.telemetry import Telemetry
 from planner.case.work import Part, Phase, Work
 from planner.case.workload import Workload
-from planner.hooks.residence import text_encoders_of, ungroup
+from planner.hooks.residence import grouped, text_encoders_of
 from planner.passes.base import (
     Context,
     Family,
@@ -42,21 +42,14 @@ def apply(pipeline: Any, settings: NoSettings, context: Context) -> Undo:
     """Make every text encoder one group that leaves by going back to its copy on the host."""
     from diffusers.hooks import apply_group_offloading
 
-    models = [(model, model.device) for model in text_encoders_of(pipeline).values()]
+    def as_one(model: Any, device: Any) -> None:
+        copies = _copies(model)
+        apply_group_offloading(model, onload_device=device, num_blocks_per_group=_ALL)
+        for group in _groups(model):
+            _keep_on_host(group, copies)
 
-    def undo() -> None:
-        for model, device in models:
-            ungroup(model, device)
-
-    try:
-        for model, device in models:
-            copies = _copies(model)
-            apply_group_offloading(model, onload_device=device, num_blocks_per_group=_ALL)
-            for group in _groups(model):
-                _keep_on_host(group, copies)
-    except BaseException:
-        undo()
-        raise
+    models = text_encoders_of(pipeline).values()
+    undo = grouped(models, as_one)
     context.statistics.update(encoders=len(models))
     return undo
 

@@ -27,22 +27,25 @@ from planner.case.work import Work
 from planner.case.workload import Workload
 from planner.errors import UsageError
 from planner.hooks.formats import Format, dynamic, quantized
-from planner.hooks.linear import Layers, layers, swap_weights, torchao_weight
+from planner.hooks.linear import Layers, layers, none_quantized, swap_weights, torchao_weight
 from planner.passes.base import (
     Context,
     Domain,
     Family,
     Fidelity,
     Pass,
+    Scope,
     Settings,
     Stage,
     Statistics,
     Undo,
     block_list,
     compute_capability,
+    edges_knob,
     fused_adapters,
     knob,
     one_denoiser,
+    scope_knob,
 )
 
 ALIGNED = 16
@@ -65,14 +68,8 @@ class Fp8DynamicSettings(Settings):
         "per_tensor", "what shares a scale; per_row takes bfloat16 weights",
         choices=("per_row", "per_tensor"),
     )  # fmt: skip
-    scope: Literal["blocks", "attention", "feed_forward"] = knob(
-        "blocks", "which of the blocks' linear layers",
-        choices=("blocks", "attention", "feed_forward"),
-    )  # fmt: skip
-    edges: int = knob(
-        0, "blocks at each end of the stack that keep their precision", low=0, high=2, step=1,
-        least=0, most=1000,
-    )  # fmt: skip
+    scope: Scope = scope_knob()
+    edges: int = edges_knob(high=2)
 
 
 def apply(pipeline: Any, settings: Fp8DynamicSettings, context: Context) -> Undo:
@@ -150,9 +147,7 @@ def observe(
     settings: Fp8DynamicSettings, statistics: Statistics, workload: Workload
 ) -> str | None:
     """Answer a sentence if no layer was quantized."""
-    if statistics.get("layers"):
-        return None
-    return f"fp8_dynamic quantized no layer at scope {settings.scope}, edges {settings.edges}"
+    return none_quantized("fp8_dynamic", settings, statistics.get("layers"))
 
 
 PASS = Pass(

@@ -27,21 +27,24 @@ from planner.case.workload import Workload
 from planner.hooks.blocks import denoiser_of
 from planner.hooks.formats import Format, dynamic, quantized
 from planner.hooks.integer import engine_for, integer_linear
-from planner.hooks.linear import layers, swap_weights
+from planner.hooks.linear import layers, none_quantized, swap_weights
 from planner.passes.base import (
     Context,
     Family,
     Fidelity,
     Need,
     Pass,
+    Scope,
     Settings,
     Stage,
     Statistics,
     Undo,
     block_list,
+    edges_knob,
     fused_adapters,
     knob,
     one_denoiser,
+    scope_knob,
 )
 
 INT8 = Format("int8", value=1, row=4)
@@ -51,14 +54,8 @@ INT8 = Format("int8", value=1, row=4)
 class Int8DynamicSettings(Settings):
     """Which layers, and by which kernel."""
 
-    scope: Literal["blocks", "attention", "feed_forward"] = knob(
-        "blocks", "which of the blocks' linear layers",
-        choices=("blocks", "attention", "feed_forward"),
-    )  # fmt: skip
-    edges: int = knob(
-        0, "blocks at each end of the stack that keep their precision", low=0, high=2, step=1,
-        least=0, most=1000,
-    )  # fmt: skip
+    scope: Scope = scope_knob()
+    edges: int = edges_knob(high=2)
     engine: Literal["auto", "fbgemm", "onnxruntime", "torchao"] = knob(
         "auto", "kernel; auto takes the first that this device has"
     )
@@ -120,9 +117,7 @@ def observe(
     settings: Int8DynamicSettings, statistics: Statistics, workload: Workload
 ) -> str | None:
     """Answer a sentence if no layer was quantized."""
-    if statistics.get("layers"):
-        return None
-    return f"int8_dynamic quantized no layer at scope {settings.scope}, edges {settings.edges}"
+    return none_quantized("int8_dynamic", settings, statistics.get("layers"))
 
 
 def _integer_unit(case: Case) -> str | None:

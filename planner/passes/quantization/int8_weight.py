@@ -29,21 +29,24 @@ from planner.case.work import Operation, Work
 from planner.case.workload import Workload
 from planner.hooks.blocks import denoiser_of
 from planner.hooks.formats import beside, quantized, shape
-from planner.hooks.linear import layers, swap_modules, swap_weights, torchao_weight
+from planner.hooks.linear import layers, none_quantized, swap_modules, swap_weights, torchao_weight
 from planner.passes.base import (
     Context,
     Family,
     Fidelity,
     Need,
     Pass,
+    Scope,
     Settings,
     Stage,
     Statistics,
     Undo,
     block_list,
+    edges_knob,
     fused_adapters,
     knob,
     one_denoiser,
+    scope_knob,
 )
 
 ROW = 5
@@ -61,14 +64,8 @@ _SAID = (
 class Int8WeightSettings(Settings):
     """Which layers, and whose."""
 
-    scope: Literal["blocks", "attention", "feed_forward"] = knob(
-        "blocks", "which of the blocks' linear layers",
-        choices=("blocks", "attention", "feed_forward"),
-    )  # fmt: skip
-    edges: int = knob(
-        0, "blocks at each end of the stack that keep their precision", low=0, high=2, step=1,
-        least=0, most=1000,
-    )  # fmt: skip
+    scope: Scope = scope_knob()
+    edges: int = edges_knob(high=2)
     library: Literal["torchao", "modelopt"] = knob(
         "torchao", "whose layers store and convert the weights"
     )
@@ -135,9 +132,7 @@ def observe(
     settings: Int8WeightSettings, statistics: Statistics, workload: Workload
 ) -> str | None:
     """Answer a sentence if no layer was quantized."""
-    if statistics.get("layers"):
-        return None
-    return f"int8_weight quantized no layer at scope {settings.scope}, edges {settings.edges}"
+    return none_quantized("int8_weight", settings, statistics.get("layers"))
 
 
 def _memory_of_its_own(case: Case) -> str | None:

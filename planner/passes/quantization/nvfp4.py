@@ -21,29 +21,31 @@ from __future__ import annotations
 
 from functools import partial
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any
 
 from planner.case.case import Case
 from planner.case.telemetry import Telemetry
 from planner.case.work import Work
 from planner.case.workload import Workload
 from planner.hooks.formats import Format, dynamic, quantized
-from planner.hooks.linear import layers, swap_weights, torchao_weight
+from planner.hooks.linear import layers, none_quantized, swap_weights, torchao_weight
 from planner.passes.base import (
     Context,
     Family,
     Fidelity,
     Need,
     Pass,
+    Scope,
     Settings,
     Stage,
     Statistics,
     Undo,
     block_list,
     compute_capability,
+    edges_knob,
     fused_adapters,
-    knob,
     one_denoiser,
+    scope_knob,
 )
 
 BLOCK = 16
@@ -62,14 +64,8 @@ NVFP4 = Format("float4_e2m1fn_x2", value=0.5 + 1 / BLOCK, kernels=45, traffic=18
 class Nvfp4Settings(Settings):
     """Which layers."""
 
-    scope: Literal["blocks", "attention", "feed_forward"] = knob(
-        "blocks", "which of the blocks' linear layers",
-        choices=("blocks", "attention", "feed_forward"),
-    )  # fmt: skip
-    edges: int = knob(
-        0, "blocks at each end of the stack that keep their precision", low=0, high=3, step=1,
-        least=0, most=1000,
-    )  # fmt: skip
+    scope: Scope = scope_knob()
+    edges: int = edges_knob(high=3)
 
 
 def apply(pipeline: Any, settings: Nvfp4Settings, context: Context) -> Undo:
@@ -96,9 +92,7 @@ def effect(work: Work, settings: Nvfp4Settings, telemetry: Telemetry | None) -> 
 
 def observe(settings: Nvfp4Settings, statistics: Statistics, workload: Workload) -> str | None:
     """Answer a sentence if no layer was quantized."""
-    if statistics.get("layers"):
-        return None
-    return f"nvfp4 quantized no layer at scope {settings.scope}, edges {settings.edges}"
+    return none_quantized("nvfp4", settings, statistics.get("layers"))
 
 
 def _built_for_cuda_13(case: Case) -> str | None:
