@@ -17,7 +17,7 @@ import numpy as np
 from planner.prediction.fitting import plain, trusted
 from planner.prediction.published import Row, read
 from planner.prediction.speeds import FITTED, fitted
-from planner.prediction.validate import Judged, Verdict, reasons, validate
+from planner.prediction.validate import Verdict, reasons, validate
 
 HERE = Path(__file__).parent
 TITLES = {"baselines": "16-bit baselines, s", "ratios": "with over without", "memory": "peak, GiB"}
@@ -41,7 +41,8 @@ def draw(found: Verdict, file: Path) -> None:
     for axes, (group, title) in zip(figure.subplots(1, 3), TITLES.items(), strict=True):
         mine = [one for one in found.rows if one.group == group]
         scale = 2**30 if group == "memory" else 1
-        x, y = ([value(one) / scale for one in mine] for value in (_published, _predicted))
+        x = [one.published / scale for one in mine]
+        y = [one.predicted / scale for one in mine]
         ends = [min(*x, *y) / 1.2, max(*x, *y) * 1.2]
         axes.plot(ends, ends, color="#888888", linewidth=1)
         families = sorted({_family(one.model) for one in mine})
@@ -52,14 +53,6 @@ def draw(found: Verdict, file: Path) -> None:
         axes.set(xscale="log", yscale="log", xlabel="published", ylabel="predicted", title=title)
         axes.legend(fontsize=6, ncols=2)
     figure.savefig(file, dpi=110)
-
-
-def _published(one: Judged) -> float:
-    return one.published
-
-
-def _predicted(one: Judged) -> float:
-    return one.predicted
 
 
 def _family(model: str) -> str:

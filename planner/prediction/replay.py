@@ -69,13 +69,7 @@ class Sample(NamedTuple):
 
 def sample(row: Row) -> Sample:
     """Return the work of a row on its device. Raises `Skipped`."""
-    model_id = published_as(row.model)
-    if model_id is None:
-        raise Skipped("unknown model", row.model)
-    try:
-        device = card(row.gpu)
-    except PlannerError as error:
-        raise Skipped("unknown device", row.gpu or "none") from error
+    model_id, device = _known(row)
     _refuse(row, device)
     work = _in(row, _scoped(row, _traced(row, model_id)))
     for name, values in _techniques(row):
@@ -108,10 +102,21 @@ def _refuse_units(row: Row, device: Card, work: Work) -> None:
 def is_known(row: Row) -> bool:
     """Tell whether the catalogue knows a row's model and device."""
     try:
-        card(row.gpu)
-    except PlannerError:
+        _known(row)
+    except Skipped:
         return False
-    return published_as(row.model) is not None
+    return True
+
+
+def _known(row: Row) -> tuple[str, Card]:
+    """Return the model and the device that a row names. Raises `Skipped`."""
+    model_id = published_as(row.model)
+    if model_id is None:
+        raise Skipped("unknown model", row.model)
+    try:
+        return model_id, card(row.gpu)
+    except PlannerError as error:
+        raise Skipped("unknown device", row.gpu or "none") from error
 
 
 def _refuse(row: Row, device: Card) -> None:

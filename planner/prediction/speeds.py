@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, ValidationError
 
 from planner.case.noun import Noun
 from planner.catalog.devices import Card, cards
@@ -63,16 +63,29 @@ class Constants(Noun):
     caches: dict[str, float] = {}
 
 
+class Fit(Noun):
+    """What the fit's file holds that predictions need: constants, and factors of their error.
+
+    `spread` says by how much a prediction may be off, by what it rests on.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    constants: Constants
+    spread: dict[RestsOn, float]
+
+
 def fitted() -> Constants:
     """Return the committed constants. Raises `InvalidFile` for a damaged file."""
-    return _read(FITTED)
+    return fit_of(FITTED).constants
 
 
 @cache
-def _read(file: Path) -> Constants:
+def fit_of(file: Path) -> Fit:
+    """Read what a fit has written. Raises `InvalidFile` for a damaged file."""
     try:
-        return Constants.model_validate(json.loads(file.read_text(encoding="utf-8"))["constants"])
-    except (ValidationError, KeyError, ValueError, OSError) as error:
+        return Fit.model_validate(json.loads(file.read_text(encoding="utf-8")))
+    except (ValidationError, ValueError, OSError) as error:
         way_out = "restore the file from the release it came with, or fit again"
         raise InvalidFile(f"{file.name} is damaged", value=str(error), way_out=way_out) from error
 

@@ -51,7 +51,7 @@ def validate(rows: Sequence[Row], known: Constants) -> Verdict:
     samples, skipped = gather(kept)
     if len(kept) < len(rows):
         skipped["confidence C"] = len(rows) - len(kept)
-    found = [*_baselines(samples, known), *_ratios(samples, known), *_memory(samples, known)]
+    found = [*_timed(samples, known), *_memory(samples, known)]
     judged = [one for one in found if math.isfinite(one.predicted)]
     if len(judged) < len(found):
         skipped["cache without an anchor"] = len(found) - len(judged)
@@ -63,29 +63,18 @@ def validate(rows: Sequence[Row], known: Constants) -> Verdict:
     return Verdict(judged, groups, dict(skipped), _coverage(kept, done))
 
 
-def _timed(samples: Sequence[Sample]) -> list[Sample]:
-    return [one for one in samples if one.row.seconds]
-
-
-def _seconds(samples: Sequence[Sample], known: Constants) -> list[float]:
-    return [float(value) for value in np.exp(Prices(samples).logs(known))] if samples else []
-
-
-def _baselines(samples: Sequence[Sample], known: Constants) -> list[Judged]:
-    mine = [one for one in _timed(samples) if plain(one.row)]
+def _timed(samples: Sequence[Sample], known: Constants) -> list[Judged]:
+    """Judge seconds of baselines, and ratios of pairs; every row is priced once."""
+    mine = [one for one in samples if one.row.seconds]
+    if not mine:
+        return []
+    values = np.exp(Prices(mine).logs(known)).tolist()
+    seen = [one.row.seconds or 0.0 for one in mine]
     return [
-        _judged("baselines", one, value, one.row.seconds or 0.0)
-        for one, value in zip(mine, _seconds(mine, known), strict=True)
-    ]
-
-
-def _ratios(samples: Sequence[Sample], known: Constants) -> list[Judged]:
-    mine = _timed(samples)
-    values = _seconds(mine, known)
-    return [
-        _judged("ratios", mine[one], values[one] / values[other],
-                (mine[one].row.seconds or 0) / (mine[other].row.seconds or 1))
-        for one, other in ratios(mine)
+        *(_judged("baselines", one, values[place], seen[place])
+          for place, one in enumerate(mine) if plain(one.row)),
+        *(_judged("ratios", mine[one], values[one] / values[other], seen[one] / seen[other])
+          for one, other in ratios(mine)),
     ]  # fmt: skip
 
 
