@@ -6,14 +6,45 @@ With `--json` a command prints one document on stdout; everything else goes to s
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import click
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document on stdout."
 )
+
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_SIZES: dict[str, tuple[Any, str]] = {
+    "height": (click.IntRange(1), "Pixels; the model's default otherwise."),
+    "width": (click.IntRange(1), "Pixels."),
+    "frames": (click.IntRange(1), "Frames of a video."),
+    "steps": (click.IntRange(1), "Denoising steps."),
+    "guidance": (click.FloatRange(0), "Guidance scale; 1 or less is none."),
+    "text-tokens": (click.IntRange(1), "Length of the encoded prompt."),
+    "batch": (click.IntRange(1), "Images or videos a call."),
+}
+
+
+def size_options(*names: str) -> Callable[[Command], Command]:
+    """Return the options that say what a model is asked to draw, by name and in this order."""
+
+    def decorated(command: Command) -> Command:
+        for name in reversed(names):
+            kind, said = _SIZES[name]
+            command = click.option(f"--{name}", type=kind, help=said)(command)
+        return command
+
+    return decorated
+
+
+dtype_option = click.option(
+    "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="Number format of weights and activations.",
+)  # fmt: skip
 
 
 def emit_json(document: Any) -> None:

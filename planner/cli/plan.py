@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from planner.cli.common import emit_json, json_option, table
+from planner.cli.common import emit_json, json_option, size_options, table
 
 if TYPE_CHECKING:
     from planner.catalog.devices import Card
@@ -25,11 +25,7 @@ _GIB = 2**30
               help="Dollars an hour; the catalogue's otherwise.")  # fmt: skip
 @click.option("--without", "without_passes", multiple=True, metavar="PASS",
               help="Leave a pass out.")  # fmt: skip
-@click.option("--height", type=click.IntRange(1), help="Pixels; the model's default otherwise.")
-@click.option("--width", type=click.IntRange(1), help="Pixels.")
-@click.option("--frames", type=click.IntRange(1), help="Frames of a video.")
-@click.option("--steps", type=click.IntRange(1), help="Denoising steps of the reference call.")
-@click.option("--guidance", type=click.FloatRange(0), help="Guidance scale; 1 or less is none.")
+@size_options("height", "width", "frames", "steps", "guidance")
 @json_option
 def command(
     model: str, target: str, budget: str | None, vram: str | None, price: float | None,

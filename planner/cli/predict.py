@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from planner.cli.common import emit_json, json_option, say, table
+from planner.cli.common import dtype_option, emit_json, json_option, say, size_options, table
 from planner.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,14 +19,8 @@ if TYPE_CHECKING:
 @click.command(name="predict")
 @click.argument("model", required=False)
 @click.option("--target", metavar="DEVICE", help="A catalogued device, such as h100-sxm.")
-@click.option("--height", type=click.IntRange(1), help="Pixels; the model's default otherwise.")
-@click.option("--width", type=click.IntRange(1), help="Pixels.")
-@click.option("--frames", type=click.IntRange(1), help="Frames of a video.")
-@click.option("--steps", type=click.IntRange(1), help="Denoising steps.")
-@click.option("--guidance", type=click.FloatRange(0), help="Guidance scale; 1 or less is none.")
-@click.option("--batch", type=click.IntRange(1), help="Images or videos a call.")
-@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]),
-              help="Number format of weights and activations.")  # fmt: skip
+@size_options("height", "width", "frames", "steps", "guidance", "batch")
+@dtype_option
 @click.option("--compiled", is_flag=True, help="With the blocks compiled.")
 @click.option("--validate", type=click.Path(path_type=Path), metavar="CSV",
               help="Hold predictions against published rows instead.")  # fmt: skip

@@ -6,22 +6,15 @@ from typing import Any
 
 import click
 
-from planner.cli.common import emit_json, json_option, table
+from planner.cli.common import dtype_option, emit_json, json_option, size_options, table
 
 _GIB = 2**30
 
 
 @click.command(name="trace")
 @click.argument("model")
-@click.option("--height", type=click.IntRange(1), help="Pixels; the model's default otherwise.")
-@click.option("--width", type=click.IntRange(1), help="Pixels.")
-@click.option("--frames", type=click.IntRange(1), help="Frames of a video.")
-@click.option("--steps", type=click.IntRange(1), help="Denoising steps.")
-@click.option("--guidance", type=click.FloatRange(0), help="Guidance scale; 1 or less is none.")
-@click.option("--text-tokens", type=click.IntRange(1), help="Length of the encoded prompt.")
-@click.option("--batch", type=click.IntRange(1), help="Images or videos a call.")
-@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]),
-              help="Number format of weights and activations.")  # fmt: skip
+@size_options("height", "width", "frames", "steps", "guidance", "text-tokens", "batch")
+@dtype_option
 @json_option
 def command(model: str, dtype: str | None, as_json: bool, **sizes: Any) -> None:
     """Count what one call of MODEL computes: operations, bytes, parameters, peak activations.

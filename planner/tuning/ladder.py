@@ -25,6 +25,8 @@ Stack = dict[str, Mapping[str, Any]]
 Name = Literal["untouched", "quantize", "fit", "cache", "steps"]
 
 _COMPILER = "compile_blocks"
+_PRECISION = "denoiser.linear_precision"
+_REUSE = "denoiser.step_reuse"
 _FEWEST_STEPS = 4
 _MOST_MEMORY_PASSES = 2
 
@@ -119,18 +121,18 @@ class Planner:
     def _legal(self, stack: Stack) -> bool:
         return self._graph.why_not(Plan.of(stack)) is None
 
-    def _of(self, family: Family) -> list[str]:
-        return [one.name for one in self._graph.legal if one.family is family]
+    def _owning(self, what: str) -> list[str]:
+        """Return the legal passes that claim a thing, in plan order."""
+        return [one.name for one in self._graph.legal if what in one.owns]
 
     def _with(self, stack: Stack, *names: str) -> Stack:
         return stack | {name: registry.get(name).seeds[0] for name in names}
 
     def _quantized(self, stack: Stack) -> Stack | None:
         """Return the fastest number format with compiled blocks, smallest where nothing fits."""
-        formats = [*self._of(Family.QUANTIZATION), "fp8_storage"]
         found = [
             grown
-            for name in formats if _has(self._graph, name)
+            for name in self._owning(_PRECISION)
             for grown in (self._with(stack, name, _COMPILER), self._with(stack, name))
             if self._legal(grown)
         ]  # fmt: skip
@@ -151,8 +153,9 @@ class Planner:
 
     def _moved(self, stack: Stack) -> Iterator[Stack]:
         """Yield the stack with memory passes, at most two of them together."""
-        names = [name for name in self._of(Family.MEMORY) if name not in stack]
-        names = [name for name in names if name != "fp8_storage"]
+        formats = self._owning(_PRECISION)
+        names = [one.name for one in self._graph.legal
+                 if one.family is Family.MEMORY and one.name not in (*stack, *formats)]  # fmt: skip
         for count in range(1, _MOST_MEMORY_PASSES + 1):
             for chosen in combinations(names, count):
                 grown = self._with(stack, *chosen)
@@ -171,9 +174,7 @@ class Planner:
 
     def _cached(self, stack: Stack, below: Rung) -> Rung | None:
         """Return the rung of a cache: what others' caches left to compute is its whole range."""
-        names = [name for name in self._of(Family.CACHING)
-                 if "denoiser.step_reuse" in registry.get(name).owns]  # fmt: skip
-        grown = [self._with(stack, name) for name in names]
+        grown = [self._with(stack, name) for name in self._owning(_REUSE)]
         chosen = next((one for one in grown if self._legal(one)), None)
         if chosen is None:
             return None
@@ -196,7 +197,7 @@ class Planner:
     def _shorter(self, stack: Stack, below: Rung) -> Rung | None:
         """Return the rung of the most steps that meet the budget, at least four of them."""
         budget, steps = self._goal.budget_seconds, self._graph.case.workload.steps
-        if budget is None or below.seconds <= budget or not _has(self._graph, "steps"):
+        if budget is None or below.seconds <= budget:
             return None
         found = self._estimate(stack)
         share = below.seconds / found.seconds
@@ -227,10 +228,6 @@ class Planner:
             if not front or memory < front[-1][2]:
                 front.append((plan, seconds, memory))
         return tuple(front)
-
-
-def _has(graph: Graph, name: str) -> bool:
-    return any(one.name == name for one in graph.legal)
 
 
 def _plain(stack: Stack) -> dict[str, dict[str, Any]]:
