@@ -62,6 +62,10 @@ class Phase(Noun):
         """Return the floating-point operations of all calls of this phase."""
         return self.calls * sum(op.flops * op.share for op in self.operations)
 
+    def mapped(self, change: Callable[[Operation], Operation]) -> Phase:
+        """Return this phase with every operation changed; what else it holds stays."""
+        return self.model_copy(update={"operations": tuple(map(change, self.operations))})
+
 
 class Part(Noun):
     """One component's weights: how many, in how many bytes, and where they lie while it rests.

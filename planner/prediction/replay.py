@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from planner.case.noun import Scalar
-from planner.case.work import Operation, Part, Phase, Work
+from planner.case.work import Operation, Part, Work
 from planner.catalog.devices import Card, card
 from planner.catalog.reader import entry, published_as
 from planner.errors import PlannerError
@@ -193,11 +193,4 @@ def _in(row: Row, work: Work) -> Work:
         scores = op.flops / (4 * _HEAD) if row.kernel == "math" else 0.0
         return op.model_copy(update={"kernel": row.kernel, "bytes": op.bytes + 4 * 2 * scores})
 
-    return work.mapped(_each(chosen))
-
-
-def _each(change: Callable[[Operation], Operation]) -> Callable[[Phase], Phase]:
-    def changed(phase: Phase) -> Phase:
-        return phase.model_copy(update={"operations": tuple(map(change, phase.operations))})
-
-    return changed
+    return work.mapped(lambda phase: phase.mapped(chosen))

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 from planner.case.case import Case
 from planner.case.telemetry import Telemetry
-from planner.case.work import Operation, Phase, Work
+from planner.case.work import Operation, Work
 from planner.case.workload import Workload
 from planner.hooks.residence import denoisers_of
 from planner.passes.base import (
@@ -173,10 +173,7 @@ def effect(work: Work, settings: AttentionBackendSettings, telemetry: Telemetry 
             return op
         return op.model_copy(update={"kernel": KERNELS[settings.backend].kind})
 
-    def phase_of(phase: Phase) -> Phase:
-        return phase.model_copy(update={"operations": tuple(map(named, phase.operations))})
-
-    return work.mapped(lambda phase: phase_of(phase) if phase.name == "denoise" else phase)
+    return work.mapped(lambda phase: phase.mapped(named) if phase.name == "denoise" else phase)
 
 
 def observe(

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from planner.case.case import Case
 from planner.case.telemetry import Telemetry
-from planner.case.work import Operation, Phase, Work
+from planner.case.work import Operation, Work
 from planner.hooks.blocks import beneath_hooks, denoiser_of, segments
 from planner.passes.base import (
     Context,
@@ -97,10 +97,7 @@ def effect(work: Work, settings: CompileBlocksSettings, telemetry: Telemetry | N
             return op
         return op.model_copy(update={"bytes": op.bytes / max(1, op.launches), "launches": 1})
 
-    def phase_of(phase: Phase) -> Phase:
-        return phase.model_copy(update={"operations": tuple(map(fused, phase.operations))})
-
-    return work.mapped(lambda phase: phase_of(phase) if phase.name == "denoise" else phase)
+    return work.mapped(lambda phase: phase.mapped(fused) if phase.name == "denoise" else phase)
 
 
 def _known_blocks(case: Case) -> str | None:
