@@ -12,16 +12,18 @@ if TYPE_CHECKING:
     from planner.policy.runtime import check as check
     from planner.policy.runtime import load as load
     from planner.reporting.tuned import tune as tune
+    from planner.tuning.planning import plan as plan
 
 _HOMES = {
     "Policy": "planner.policy.runtime",
     "check": "planner.policy.runtime",
     "load": "planner.policy.runtime",
+    "plan": "planner.tuning.planning",
     "tune": "planner.reporting.tuned",
     "shapes": "planner.catalog.reader",
 }
 
-__all__ = ["Policy", "check", "load", "shapes", "tune"]
+__all__ = ["Policy", "check", "load", "plan", "shapes", "tune"]
 __version__ = "0.1.0"
 
 

@@ -17,7 +17,8 @@ from planner.case.prompts import Prompt, Sample
 from planner.case.workload import Workload
 from planner.measure.images import save_png
 from planner.plans.plan import Plan
-from planner.policy.file import PolicyFile, Provenance
+from planner.policy.claim import Provenance
+from planner.policy.file import PolicyFile
 from planner.trials.ledger import Ledger
 from planner.trials.trial import Trial
 from planner.tuning.certify import Rounds, Verdict, alpha_each, bounds

@@ -4,12 +4,22 @@ from typing import Any
 
 from planner.case.case import Case
 from planner.case.device import Device
-from planner.case.evidence import Certificate, Distance, Evidence, Latency, Quantity
+from planner.case.evidence import (
+    Certificate,
+    Distance,
+    Evidence,
+    Expected,
+    LadderStep,
+    Latency,
+    Prediction,
+    Quantity,
+)
 from planner.case.goal import Goal
 from planner.case.model import Component, Model, Traits
 from planner.case.workload import Workload
 from planner.plans.plan import Plan
-from planner.policy.file import PolicyFile, Provenance
+from planner.policy.claim import Provenance
+from planner.policy.file import PolicyFile
 
 PLAN = Plan.of({"steps": {"num_inference_steps": 20}, "tea_cache": {"threshold": 0.18}})
 LEARNED = {
@@ -92,3 +102,21 @@ def a_policy(**changes: Any) -> PolicyFile:
     }  # fmt: skip
     plan = changes.pop("plan", PLAN)
     return PolicyFile.of(plan, **arguments | changes)
+
+
+def a_prediction() -> Prediction:
+    return Prediction(
+        baseline=Expected(value=5.0, low=4.0, high=6.2, unit="s"),
+        tuned=Expected(value=2.0, low=1.6, high=2.5, unit="s"),
+        memory_baseline=Quantity(value=2 << 30, unit="bytes"),
+        memory_tuned=Quantity(value=1 << 30, unit="bytes"),
+        rests_on="the datasheet alone", quality="unknown until measured", fit="f" * 64,
+        ladder=(LadderStep(rung="untouched", plan="baseline", seconds=5.0),
+                LadderStep(rung="steps", plan="steps(20)", seconds=2.0)),
+    )  # fmt: skip
+
+
+def a_predicted_policy(**changes: Any) -> PolicyFile:
+    """Return a predicted policy; keyword arguments go over those of `PolicyFile.of`."""
+    grounds = {"status": "predicted", "evidence": None, "prediction": a_prediction()}
+    return a_policy(**grounds | changes)

@@ -12,7 +12,7 @@ from planner.case.goal import Goal
 from planner.cli.main import run
 from planner.plans.plan import Plan
 from planner.policy.file import document, dump, read_policy, schema, write_policy
-from tests.policies import a_policy, some_evidence
+from tests.policies import a_policy, a_predicted_policy, some_evidence
 from tests.source import ROOT
 
 
@@ -72,13 +72,15 @@ def test_show_explains_what_was_not_measured(
     goal = Goal(budget_seconds=2.0)
     measured = a_policy(status="measured", goal=goal, evidence=Evidence.model_validate(fields))
     write_policy(measured, tmp_path / "measured.yaml")
-    write_policy(a_policy(status="predicted", evidence=None), tmp_path / "predicted.yaml")
+    write_policy(a_predicted_policy(), tmp_path / "predicted.yaml")
     assert run(["show", str(tmp_path / "measured.yaml")]) == 0
     said = capsys.readouterr().out
     assert "quality not constrained" in said and "quality   not measured" in said
     assert "no certificate" in said
     assert run(["show", str(tmp_path / "predicted.yaml")]) == 0
-    assert "evidence  none" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "evidence  none" in said and "predicted 2s (1.6s to 2.5s) instead of 5s" in said
+    assert "steps: steps(20), 2s" in said and "rests on the datasheet alone" in said
 
 
 def test_show_as_json_is_the_document(path: Path, capsys: pytest.CaptureFixture[str]) -> None:

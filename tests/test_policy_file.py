@@ -15,7 +15,7 @@ from planner.plans.plan import Plan
 from planner.policy.asked import read_goal, write_goal
 from planner.policy.file import PolicyFile, document, dump, read_policy, schema, write_policy
 from planner.policy.text import to_yaml
-from tests.policies import a_policy, some_evidence
+from tests.policies import a_policy, a_predicted_policy, some_evidence
 
 
 def written(tmp_path: Path, policy: PolicyFile) -> Path:
@@ -48,8 +48,9 @@ def test_a_policy_reads_back_as_it_was_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("status", ["measured", "predicted"])
 def test_a_policy_without_certificate_reads_back(tmp_path: Path, status: str) -> None:
-    evidence = some_evidence(certified=False) if status == "measured" else None
-    policy = a_policy(status=status, evidence=evidence, plan=Plan(), artifacts={})
+    measured = {"status": "measured", "evidence": some_evidence(certified=False)}
+    make = a_policy if status == "measured" else a_predicted_policy
+    policy = make(**(measured if status == "measured" else {}), plan=Plan(), artifacts={})
     assert read_policy(written(tmp_path, policy)) == policy
 
 

@@ -11,11 +11,12 @@ import pytest
 
 import planner
 from planner.case.case import Case
+from planner.case.model import Component
 from planner.errors import PolicyDoesNotFit, UsageError
 from planner.plans.plan import Plan
 from planner.policy.file import PolicyFile, write_policy
 from planner.policy.runtime import Policy, PolicyWarning, check, load
-from tests.policies import a_policy, some_evidence
+from tests.policies import a_policy, a_predicted_policy, some_evidence
 from tests.tiny import render, tiny_case, tiny_flux
 
 PLAN = Plan.of({"steps": {"num_inference_steps": 4}})
@@ -33,6 +34,10 @@ def case(pipe: Any) -> Case:
 
 def policy_for(case: Case, **changes: Any) -> PolicyFile:
     return a_policy(**{"case": case, "plan": PLAN, "artifacts": {}} | changes)
+
+
+def predicted_for(case: Case, **changes: Any) -> PolicyFile:
+    return a_predicted_policy(**{"case": case, "plan": PLAN, "artifacts": {}} | changes)
 
 
 @pytest.fixture
@@ -130,13 +135,51 @@ def test_a_measured_policy_is_applied_without_being_certified(
 
 
 def test_a_predicted_policy_must_be_asked_for(path: Path, case: Case, pipe: Any) -> None:
-    write_policy(policy_for(case, status="predicted", evidence=None), path)
+    write_policy(predicted_for(case), path)
     assert check(path).status == "predicted"
     with pytest.raises(UsageError, match="is a predicted policy") as caught:
         load(path)
     assert caught.value.value == "predicted" and "allow=" in caught.value.way_out
-    with load(path, allow=("predicted",)).apply(pipe) as handle:
+    assert "--predicted" in caught.value.way_out
+    with pytest.warns(PolicyWarning, match="nothing of it was measured") as said:
+        handle = load(path, allow=("predicted",)).apply(pipe)
+    with handle:
         assert not handle.certified
+    assert "`planner tune` measures" in str(said[0].message)
+    with pytest.raises(PolicyDoesNotFit, match="nothing of it was measured"):
+        load(path, allow=("predicted",)).apply(pipe, strict=True)
+
+
+def test_a_prediction_asks_for_classes_and_not_for_weights_or_parts_it_never_saw(
+    path: Path, case: Case, pipe: Any
+) -> None:
+    bare = {
+        name: Component(class_name=part.class_name, config=part.config)
+        for name, part in case.model.components.items() if part.weights
+    }  # fmt: skip
+    unseen = case.model_copy(update={"model": case.model.model_copy(update={"components": bare})})
+    write_policy(predicted_for(unseen), path)
+    with pytest.warns(PolicyWarning), load(path, allow=("predicted",)).apply(pipe):
+        pass
+    other = bare | {"transformer": Component(class_name="Other", config="0" * 64)}
+    model = unseen.model.model_copy(update={"components": other})
+    write_policy(predicted_for(unseen.model_copy(update={"model": model})), path)
+    with pytest.raises(PolicyDoesNotFit, match="transformer is a Other in the policy"):
+        load(path, allow=("predicted",)).apply(pipe)
+    renamed = bare | {"vae": bare["vae"].model_copy(update={"config": "0" * 64})}
+    model = unseen.model.model_copy(update={"components": renamed})
+    write_policy(predicted_for(unseen.model_copy(update={"model": model})), path)
+    with (
+        pytest.warns(PolicyWarning, match="vae has config 0000"),
+        load(path, allow=("predicted",)).apply(pipe),
+    ):
+        pass
+
+
+def test_a_predicted_pass_that_must_learn_is_refused(path: Path, case: Case, pipe: Any) -> None:
+    write_policy(predicted_for(case, plan=Plan.of({"tea_cache": {}})), path)
+    with pytest.raises(PolicyDoesNotFit, match="tea_cache needs what only `planner tune` finds"):
+        load(path, allow=("predicted",)).apply(pipe)
 
 
 def test_a_policy_is_a_label_and_never_a_command(path: Path, case: Case) -> None:

@@ -11,7 +11,7 @@ from planner.errors import UsageError
 from planner.plans.plan import Plan
 from planner.policy.runtime import Policy
 from planner.policy.verify import Held, prompts_for, verify
-from tests.policies import a_policy, some_evidence
+from tests.policies import a_policy, a_predicted_policy, some_evidence
 from tests.tiny import tiny_case, tiny_flux
 
 PROMPTS = [Prompt(text="a red circle", seed=0), Prompt(text="a blue star", seed=1),
@@ -87,8 +87,7 @@ def test_too_few_rounds_show_no_drift() -> None:
 
 def test_nothing_can_be_held_against_a_prediction(pipe: Any) -> None:
     file = policy_stating(pipe, 1.0, 1.0).file
-    predicted = a_policy(case=file.case, plan=file.as_plan(), artifacts={}, status="predicted",
-                         evidence=None)  # fmt: skip
+    predicted = a_predicted_policy(case=file.case, plan=file.as_plan(), artifacts={})
     with pytest.raises(UsageError, match="states no figures"):
         verify(Policy(predicted, Path("2s.yaml")), pipe, PROMPTS)
 

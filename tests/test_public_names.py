@@ -5,8 +5,8 @@ import pkgutil
 
 import planner
 
-PUBLIC = ["Policy", "check", "load", "shapes", "tune"]
-FUNCTIONS = ["check", "load", "shapes", "tune"]
+PUBLIC = ["Policy", "check", "load", "plan", "shapes", "tune"]
+FUNCTIONS = ["check", "load", "plan", "shapes", "tune"]
 
 
 def test_the_public_names_are_exactly_these() -> None:

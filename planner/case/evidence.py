@@ -75,3 +75,39 @@ class Evidence(Noun):
     certificate: Certificate | None = None
     protocol: str
     trials: int
+
+
+class Expected(Noun):
+    """A predicted value, the interval that holds four of five such predictions, and its unit."""
+
+    value: float
+    low: float
+    high: float
+    unit: str
+
+
+class LadderStep(Noun):
+    """One rung of the ladder that a predicted plan stands on: its name, plan and seconds."""
+
+    rung: str
+    plan: str
+    seconds: float
+
+
+class Prediction(Noun):
+    """What a predicted policy rests on; nothing of it was measured.
+
+    `baseline` and `tuned` are seconds of a whole call, `memory_baseline` and `memory_tuned` peaks
+    in bytes, of the untouched pipeline and under the plan. `rests_on` says which measurements the
+    predictor knew, `quality` what is known of the images, and `ladder` what each step buys.
+    `fit` is the sha256 of the predictor's constants.
+    """
+
+    baseline: Expected
+    tuned: Expected
+    memory_baseline: Quantity
+    memory_tuned: Quantity
+    rests_on: str
+    quality: str
+    ladder: tuple[LadderStep, ...]
+    fit: str

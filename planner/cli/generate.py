@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from planner.cli.common import say
+
+if TYPE_CHECKING:
+    from planner.policy.claim import Status
 
 
 @click.command(name="generate")
@@ -23,16 +27,19 @@ from planner.cli.common import say
 @click.option("--revision", metavar="COMMIT", help="Commit of a Hub model.")
 @click.option("--path", metavar="DIR", help="Where the module of a module:function model lies.")
 @click.option("--device", metavar="KIND", help="cpu or cuda; the policy's if not given.")
+@click.option("--predicted", is_flag=True, help="Apply it also if nothing of it was measured.")
 def command(
-    file: Path, prompt: str, seed: int, out: Path, model: str | None, **where: str | None
-) -> None:
+    file: Path, prompt: str, seed: int, out: Path, model: str | None, predicted: bool,
+    **where: str | None,
+) -> None:  # fmt: skip
     """Load the pipeline, apply a policy and render one image.
 
     Exit codes: 0 done, 2 usage, 5 the policy does not fit, 6 invalid file.
     """
     from planner.policy.runtime import PolicyWarning, load
 
-    policy = load(file)
+    measured: tuple[Status, ...] = ("certified", "measured")
+    policy = load(file, allow=(*measured, "predicted") if predicted else measured)
     source = policy.source(model, **where)
 
     from planner.policy.generate import generate

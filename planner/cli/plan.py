@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from planner.cli.common import emit_json, json_option, size_options, table
+from planner.cli.common import dtype_option, emit_json, json_option, say, size_options, table
 
 if TYPE_CHECKING:
-    from planner.catalog.devices import Card
-    from planner.plans.graph import Graph
-    from planner.tuning.ladder import Ladder
+    from planner.tuning.planning import Planned
 
 _GIB = 2**30
 
@@ -25,61 +26,55 @@ _GIB = 2**30
               help="Dollars an hour; the catalogue's otherwise.")  # fmt: skip
 @click.option("--without", "without_passes", multiple=True, metavar="PASS",
               help="Leave a pass out.")  # fmt: skip
+@click.option("--emit", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="Write the last rung as a policy of status predicted.")  # fmt: skip
+@dtype_option
 @size_options("height", "width", "frames", "steps", "guidance")
 @json_option
-def command(
-    model: str, target: str, budget: str | None, vram: str | None, price: float | None,
-    without_passes: tuple[str, ...], as_json: bool, **sizes: Any,
-) -> None:  # fmt: skip
+def command(model: str, emit: Path | None, as_json: bool, **asked: Any) -> None:
     """Predict the ladder of passes for MODEL on a device: quantize, fit, cache, fewer steps.
 
     Nothing is loaded, downloaded or measured. Times and memory are predictions with an interval;
     quality is never predicted. Distillation is not on the ladder yet.
 
-    Exit codes: 0 done, also where no rung meets the goal; 2 unknown model, device or size.
+    A policy that --emit writes is refused by `planner.load` unless it is asked for with
+    allow=("predicted",).
+
+    Exit codes: 0 done, also where no rung meets the goal; 2 unknown model, device or size; 3 no
+    rung meets the goal, with --emit: nothing is written.
     """
-    from planner.catalog.devices import card
-    from planner.plans.graph import build
-    from planner.prediction.meta import work_of
-    from planner.tuning.ladder import Planner
-    from planner.tuning.request import goal_of
-    from planner.tuning.target import case_on
+    from planner.policy.file import write_policy
+    from planner.tuning.planning import plan
 
-    device = card(target)
-    goal = goal_of(budget, vram, "none")
-    graph = build(case_on(model, device, **sizes), without=without_passes)
-    ladder = Planner(graph, work_of(model, **sizes), device, goal).climb()
-    cost = device.price if price is None else price
+    planned = plan(model, **asked)
     if as_json:
-        emit_json(_facts(model, device, graph, ladder, cost))
+        emit_json(_facts(model, planned))
     else:
-        click.echo(_text(model, device, graph, ladder, cost))
+        click.echo(_text(model, planned))
+    if emit is not None:
+        write_policy(planned.policy(shlex.join(["planner", *sys.argv[1:]])), emit)
+        say(f"wrote {emit}, a prediction: planner.load({str(emit)!r}, allow=('predicted',))")
 
 
-def _facts(
-    model: str, device: Card, graph: Graph, ladder: Ladder, price: float | None
-) -> dict[str, Any]:
+def _facts(model: str, planned: Planned) -> dict[str, Any]:
+    ladder = planned.ladder
     return {
-        "model": model, "target": device.id, "status": "predicted", "meets": ladder.meets,
+        "model": model, "target": planned.card.id, "status": "predicted", "meets": ladder.meets,
         "floor_seconds": ladder.floor,
-        "rungs": [one.model_dump() | {"usd_per_1000": _cost(one.seconds, price)}
+        "rungs": [one.model_dump() | {"usd_per_1000": planned.usd_per_1000(one)}
                   for one in ladder.rungs],
         "front": [{"plan": plan, "seconds": seconds, "memory": memory}
                   for plan, seconds, memory in ladder.front],
-        "excluded": graph.excluded,
+        "excluded": planned.excluded,
     }  # fmt: skip
 
 
-def _cost(seconds: float, price: float | None) -> float | None:
-    """Return dollars for a thousand calls, None without a price."""
-    return None if price is None else seconds * price / 3.6
-
-
-def _text(model: str, device: Card, graph: Graph, ladder: Ladder, price: float | None) -> str:
+def _text(model: str, planned: Planned) -> str:
+    ladder = planned.ladder
     rows, before = [], ladder.rungs[0].seconds
     for one in ladder.rungs:
         fits = f"lacks {one.lacks / _GIB:.1f} GiB" if one.lacks else "fits"
-        cost = _cost(one.seconds, price)
+        cost = planned.usd_per_1000(one)
         rows.append((one.name, f"{one.seconds:.3g} s", f"{one.low:.3g} to {one.high:.3g}",
                      f"{before / one.seconds:.2f}×", f"{one.memory / _GIB:.1f} GiB, {fits}",
                      "–" if cost is None else f"${cost:.2f}", one.plan))  # fmt: skip
@@ -92,6 +87,7 @@ def _text(model: str, device: Card, graph: Graph, ladder: Ladder, price: float |
     elif not ladder.meets:
         verdict = f"no rung meets the goal; one step of the last takes {ladder.floor:.2g} s at best"
     return "\n".join([
-        f"{model} on {device.name}: predicted, nothing was measured", "", table(head, rows), "",
-        verdict, *notes, "", "not legal there:", *(f"  {line}" for line in graph.exclusions),
+        f"{model} on {planned.card.name}: predicted, nothing was measured", "", table(head, rows),
+        "", verdict, *notes, "", "not legal there:",
+        *(f"  {line}" for line in planned.exclusions),
     ])  # fmt: skip

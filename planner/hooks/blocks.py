@@ -71,6 +71,17 @@ def denoiser_of(pipeline: Any) -> Any:
     return getattr(module, "_orig_mod", module)
 
 
+def denoisers_of(pipeline: Any) -> dict[str, Any]:
+    """Return every model that denoises by its component's name: two experts are two.
+
+    Wrappers of `torch.compile` are taken off.
+    """
+    names = [f"{name}{number}" for name in DENOISERS for number in ("", "_2")]
+    found = {name: getattr(pipeline, name, None) for name in names}
+    return {name: getattr(part, "_orig_mod", part) for name, part in found.items()
+            if part is not None}  # fmt: skip
+
+
 class Form:
     """How one block class takes and returns its streams."""
 

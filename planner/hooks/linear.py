@@ -1,4 +1,4 @@
-"""The linear layers of a denoiser's blocks: which are in scope, other weights for them, and back.
+"""The linear layers of the denoisers' blocks: which are in scope, other weights for them, and back.
 
 Shared by the passes that store or multiply weights in a narrower format.
 """
@@ -10,13 +10,13 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any, Protocol
 
-from planner.hooks.blocks import denoiser_of, segments
+from planner.hooks.blocks import denoisers_of, segments
 
 SENSITIVE = ("norm", "adaln", "modulation", "img_mod", "txt_mod", "embed")
 """Parts of a path that lead to conditioning: few rows, large outliers."""
 
 Layers = list[tuple[str, Any]]
-"""Linear layers by their path inside the denoiser."""
+"""Linear layers by their path inside the pipeline, such as transformer.blocks.0.attn1.to_q."""
 
 
 class Choice(Protocol):
@@ -47,11 +47,24 @@ def layers(
 ) -> tuple[Layers, list[str]]:
     """Return the linear layers to quantize by path, and the paths of those left alone.
 
-    A weight that is more than a plain parameter is some other library's, and stays.
+    Of two experts both are meant, each with its own edges. A weight that is more than a plain
+    parameter is some other library's, and stays.
     """
+    found: Layers = []
+    left: list[str] = []
+    for name, denoiser in denoisers_of(pipeline).items():
+        chosen, others = _inside(denoiser, choice, fits)
+        found += [(f"{name}.{path}", layer) for path, layer in chosen]
+        left += [f"{name}.{path}" for path in others]
+    return found, left
+
+
+def _inside(
+    denoiser: Any, choice: Choice, fits: Callable[[Any], bool]
+) -> tuple[Layers, list[str]]:
+    """Return the layers of one denoiser by their path in it, and the paths of the others."""
     import torch
 
-    denoiser = denoiser_of(pipeline)
     stack = [
         (f"{part.name}.{index}", block)
         for part in segments(denoiser)
@@ -104,12 +117,13 @@ def swap_weights(found: Layers, new: Callable[[Any], Any]) -> Callable[[], None]
         return stack.pop_all().close
 
 
-def swap_modules(denoiser: Any, found: Layers, new: Callable[[Any], Any]) -> Callable[[], None]:
+def swap_modules(pipeline: Any, found: Layers, new: Callable[[Any], Any]) -> Callable[[], None]:
     """Put the module that `new` makes of a layer in its place; returns the undo, as above."""
     with ExitStack() as stack:
         for path, layer in found:
             parent, _, name = path.rpartition(".")
-            place = denoiser.get_submodule(parent)
+            component, _, inside = parent.partition(".")
+            place = denoisers_of(pipeline)[component].get_submodule(inside)
             setattr(place, name, new(layer))
             stack.callback(_put_back, place, name, layer)
             layer.weight.data = layer.weight.data.to("cpu")

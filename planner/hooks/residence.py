@@ -5,18 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from planner.hooks.blocks import DENOISERS
 from planner.hooks.branches import drop_empty_registry
 
 GROUP_HOOKS = ("group_offloading", "layer_execution_tracker", "lazy_prefetch_group_offloading")
 """The hooks that diffusers' group offloading puts on a module, by name."""
-
-
-def denoisers_of(pipeline: Any) -> dict[str, Any]:
-    """Return every model that denoises by its component's name: two experts are two."""
-    names = [f"{name}{number}" for name in DENOISERS for number in ("", "_2")]
-    found = {name: getattr(pipeline, name, None) for name in names}
-    return {name: part for name, part in found.items() if part is not None}
 
 
 def text_encoders_of(pipeline: Any) -> dict[str, Any]:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from planner.case.case import Case
-from planner.case.evidence import Evidence
+from planner.case.evidence import Evidence, Prediction
 from planner.case.noun import Noun
 from planner.policy.file import PolicyFile, document
-from planner.policy.summary import asked, distance, speed
+from planner.policy.summary import asked, distance, foreseen, speed
 from planner.units import format_bytes, format_seconds
 
 
@@ -22,6 +22,7 @@ def describe(policy: PolicyFile) -> tuple[str, ...]:
         f"goal      {asked(policy.goal)}",
         *_case(policy.case),
         *(_evidence(policy.evidence) if policy.evidence else ("evidence  none",)),
+        *(_prediction(policy.prediction) if policy.prediction else ()),
         f"origin    planner {origin.planner}, {origin.time}"
         + (f", commit {origin.commit[:12]}" if origin.commit else "")
         + (f": {origin.command}" if origin.command else ""),
@@ -58,6 +59,15 @@ def _evidence(evidence: Evidence) -> tuple[str, ...]:
                  f"{format_seconds(evidence.apply_seconds)}, first call "
                  f"{format_seconds(evidence.first_call_seconds)}{_pays_off(evidence)}")  # fmt: skip
     return (*lines, f"method    {_method(evidence)}")
+
+
+def _prediction(prediction: Prediction) -> tuple[str, ...]:
+    rungs = (f"          {one.rung}: {one.plan}, {format_seconds(one.seconds)}"
+             for one in prediction.ladder)  # fmt: skip
+    return (
+        f"foreseen  {foreseen(prediction)}", f"          rests on {prediction.rests_on}",
+        f"quality   {prediction.quality}", *rungs,
+    )  # fmt: skip
 
 
 def _ratio(evidence: Evidence) -> str:

@@ -8,97 +8,32 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field
 
 from planner import strict_yaml
 from planner.case.case import Case
-from planner.case.evidence import Evidence
+from planner.case.evidence import Evidence, Prediction
 from planner.case.goal import Goal
-from planner.case.noun import Noun, Scalar, digest
+from planner.case.noun import Noun, digest
 from planner.errors import InvalidFile, UsageError
 from planner.passes import registry
 from planner.passes.base import Artifact
 from planner.plans.plan import Plan, PlannedPass
 from planner.policy import artifacts, atomic
 from planner.policy.asked import AskedGoal, read_goal, write_goal
+from planner.policy.claim import API, Claim, PolicyPass, Provenance, Sha, Status, WrittenPass
 from planner.policy.schema import NAME, draft7
 from planner.policy.strict import RESTORE, parsed
 from planner.policy.summary import summary
 from planner.policy.text import to_yaml
-
-API: Literal["planner/v1"] = "planner/v1"
 
 _HEAD = f"""\
 # yaml-language-server: $schema=../../{NAME}
 # Written by planner: `planner show` explains it, `planner diff` compares it. The digest at the
 # end fits no edited file. For help in editors: planner schema --out policies/{NAME}
 """
-
-Status = Literal["certified", "measured", "predicted"]
-Sha = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-SidecarName = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}\.safetensors$")]
-
-
-class Provenance(Noun):
-    """Where a policy comes from: release, commit, command, time, seeds and prompt sets.
-
-    `time` is UTC in ISO 8601; `seeds` and `prompts` go by role (search, certify, …), the latter
-    as sha256; `versions` are those of the libraries at the time.
-    """
-
-    planner: str
-    time: str
-    command: str = ""
-    commit: str | None = None
-    study: str | None = None
-    seeds: dict[str, int] = {}
-    prompts: dict[str, str] = {}
-    versions: dict[str, str] = {}
-    notes: dict[str, Scalar] = {}
-
-
-class PolicyPass(PlannedPass):
-    """One pass of a policy, and what its calibration learned (None: it needs none)."""
-
-    artifact: Artifact | None = None
-
-
-class WrittenPass(Noun):
-    """A pass as a file names it; a long artifact stands beside the file, named by its sha256."""
-
-    name: str
-    settings: dict[str, Any]
-    artifact: dict[str, Any] | SidecarName | None = None
-
-
-class Claim(Noun):
-    """What policies and their files have in common: whose, how sure, on what evidence.
-
-    `status` says what stands behind the plan: certified on unseen prompts, measured in a
-    search, or predicted only.
-    """
-
-    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
-
-    api_version: Literal["planner/v1"] = Field(API, alias="apiVersion")
-    kind: Literal["Policy"] = "Policy"
-    status: Status
-    summary: str = ""
-    case: Case
-    evidence: Evidence | None = None
-    provenance: Provenance
-
-    @model_validator(mode="after")
-    def _supported(self) -> Claim:
-        if self.status != "predicted" and self.evidence is None:
-            raise ValueError(f"a {self.status} policy needs evidence")
-        certificate = self.evidence.certificate if self.evidence else None
-        if self.status == "certified" and (certificate is None or certificate.certified is None):
-            raise ValueError("a certified policy needs a certificate that names a plan")
-        return self
-
 
 class PolicyFile(Claim):
     """A plan with the case it is for, the goal as asked, its evidence and its provenance."""
@@ -116,6 +51,7 @@ class PolicyFile(Claim):
         case: Case,
         provenance: Provenance,
         evidence: Evidence | None = None,
+        prediction: Prediction | None = None,
         artifacts: Mapping[str, Artifact] | None = None,
     ) -> PolicyFile:
         """Make a policy from a plan and its artifacts by pass name, and sum it up in a line."""
@@ -124,9 +60,9 @@ class PolicyFile(Claim):
             PolicyPass(name=p.name, settings=p.settings, artifact=learned.get(p.name))
             for p in plan.passes
         )
-        line = summary(str(plan), goal, evidence)
+        line = summary(str(plan), goal, evidence, prediction)
         return cls(status=status, summary=line, goal=goal, plan=passes, case=case,
-                   evidence=evidence, provenance=provenance)  # fmt: skip
+                   evidence=evidence, prediction=prediction, provenance=provenance)  # fmt: skip
 
     def as_plan(self) -> Plan:
         """Return the canonical plan."""
@@ -258,13 +194,14 @@ def _policy(found: Document, path: Path) -> PolicyFile:
         passes.append(PolicyPass(name=entry.name, settings=entry.settings, artifact=learned))
     return PolicyFile(
         status=found.status, summary=found.summary, case=found.case,
-        evidence=found.evidence, provenance=found.provenance,
+        evidence=found.evidence, prediction=found.prediction, provenance=found.provenance,
         goal=read_goal(found.goal, where=str(path)), plan=tuple(passes),
     )  # fmt: skip
 
 
 def _body(policy: PolicyFile) -> dict[str, Any]:
     """Return the document less its digest."""
+    grounds = {"evidence": policy.evidence, "prediction": policy.prediction}
     return {
         "apiVersion": policy.api_version,
         "kind": policy.kind,
@@ -273,7 +210,7 @@ def _body(policy: PolicyFile) -> dict[str, Any]:
         "goal": _plain(write_goal(policy.goal)),
         "plan": [_plain(_written(entry)) for entry in policy.plan],
         "case": _plain(policy.case),
-        **({"evidence": _plain(policy.evidence)} if policy.evidence is not None else {}),
+        **{key: _plain(value) for key, value in grounds.items() if value is not None},
         "provenance": _plain(policy.provenance),
     }
 

@@ -28,7 +28,12 @@ class Differences(Noun):
 
 
 def differences(policy: PolicyFile, case: Case) -> Differences:
-    """Compare a policy with a live case; every sentence names both values, the policy's first."""
+    """Compare a policy with a live case; every sentence names both values, the policy's first.
+
+    A predicted policy was made without weights, tokenizers and a device: of these it asks nothing.
+    """
+    if policy.status == "predicted":
+        return _of_a_prediction(policy, case)
     return Differences(
         must=(
             *_model(policy.case.model, case.model),
@@ -44,29 +49,80 @@ def differences(policy: PolicyFile, case: Case) -> Differences:
     )
 
 
+def _of_a_prediction(policy: PolicyFile, case: Case) -> Differences:
+    """Compare what a prediction knows: classes and configs, without weights and tokenizers."""
+    theirs, ours = policy.case.model, case.model
+    pairs = [(name, part, ours.components.get(name)) for name, part in theirs.components.items()]
+    device, here = policy.case.device.name, case.device.name
+    call = _workload(policy.case.workload, case.workload, "predicted")
+    return Differences(
+        must=(
+            *_pipeline(theirs, ours),
+            *filter(None, (_kind(*pair) for pair in pairs)),
+            *_capability(policy.case.device, case.device),
+            *_needs(policy, case),
+            *_libraries(policy),
+            *_unlearned(policy),
+        ),
+        envelope=(
+            "nothing of it was measured",
+            *filter(None, (_config(*pair) for pair in pairs)),
+            *([f"predicted for {device}; this is {here}"] if device != here else ()),
+            *_memory(policy, case.device),
+            *call,
+        ),
+    )
+
+
+def _unlearned(policy: PolicyFile) -> Iterator[str]:
+    """Name the passes that cannot do without what a calibration on weights finds."""
+    for entry in policy.plan:
+        if entry.artifact is None and registry.get(entry.name).calibrate is not None:
+            yield f"{entry.name} needs what only `planner tune` finds on these weights"
+
+
 def _model(policy: Model, live: Model) -> Iterator[str]:
+    yield from _pipeline(policy, live)
+    for name in sorted(policy.components.keys() | live.components.keys()):
+        pair = policy.components.get(name), live.components.get(name)
+        found = _kind(name, *pair) or _config(name, *pair) or _weights(name, *pair)
+        if found:
+            yield found
+
+
+def _pipeline(policy: Model, live: Model) -> Iterator[str]:
     if policy.pipeline != live.pipeline:
         yield f"the policy is for a {policy.pipeline}; this is a {live.pipeline}"
-    for name in sorted(policy.components.keys() | live.components.keys()):
-        yield from _component(name, policy.components.get(name), live.components.get(name))
     if policy.adapters != live.adapters:
         with_, here = _listed(policy.adapters), _listed(live.adapters)
         yield f"the policy is for adapters {with_}; the pipeline has {here}"
 
 
-def _component(name: str, policy: Component | None, live: Component | None) -> Iterator[str]:
+def _kind(name: str, policy: Component | None, live: Component | None) -> str | None:
     if policy is None or live is None:
         has, lacks = ("the pipeline", "the policy's") if policy is None else (
             "the policy's pipeline", "this one")  # fmt: skip
         kind = (policy or live or Component(class_name="", config="")).class_name
-        yield f"{has} has a component {name} ({kind}); {lacks} has none"
-    elif policy.class_name != live.class_name:
-        yield f"{name} is a {policy.class_name} in the policy and a {live.class_name} here"
-    elif policy.config != live.config:
-        yield f"{name} has config {policy.config[:12]} in the policy and {live.config[:12]} here"
-    elif policy.weights != live.weights:
-        yield f"{name} has weights {_hash(policy.weights)} in the policy and " \
-              f"{_hash(live.weights)} here: a fine-tune, or another precision"  # fmt: skip
+        return f"{has} has a component {name} ({kind}); {lacks} has none"
+    if policy.class_name == live.class_name:
+        return None
+    return f"{name} is a {policy.class_name} in the policy and a {live.class_name} here"
+
+
+def _config(name: str, policy: Component | None, live: Component | None) -> str | None:
+    if policy is None or live is None or policy.config == live.config:
+        return None
+    return f"{name} has config {policy.config[:12]} in the policy and {live.config[:12]} here"
+
+
+def _weights(name: str, policy: Component | None, live: Component | None) -> str | None:
+    if policy is None or live is None or policy.weights == live.weights:
+        return None
+    theirs, ours = _hash(policy.weights), _hash(live.weights)
+    return (
+        f"{name} has weights {theirs} in the policy and {ours} here: a fine-tune, or another "
+        "precision"
+    )
 
 
 def _capability(policy: Device, live: Device) -> Iterator[str]:
@@ -114,13 +170,15 @@ def _device(policy: Device, live: Device) -> Iterator[str]:
 
 def _memory(policy: PolicyFile, live: Device) -> Iterator[str]:
     """Compare the measured peak with this device; how much lies idle above it says nothing."""
-    peak = policy.evidence.memory_tuned.value if policy.evidence else 0
+    known = policy.evidence or policy.prediction
+    peak = known.memory_tuned.value if known else 0
     if live.memory_bytes < peak:
-        yield f"measured with a peak of {format_bytes(peak)}; " \
+        how = "measured" if policy.evidence else "predicted"
+        yield f"{how} with a peak of {format_bytes(peak)}; " \
               f"this device has {format_bytes(live.memory_bytes)}"  # fmt: skip
 
 
-def _workload(policy: Workload, live: Workload) -> Iterator[str]:
+def _workload(policy: Workload, live: Workload, how: str = "measured") -> Iterator[str]:
     pairs = {
         "dtype": (policy.dtype, live.dtype),
         "batch size": (policy.batch_size, live.batch_size),
@@ -131,7 +189,7 @@ def _workload(policy: Workload, live: Workload) -> Iterator[str]:
     }  # fmt: skip
     for name, (theirs, ours) in pairs.items():
         if theirs != ours:
-            yield f"measured with {name} {theirs!r}; here {ours!r}"
+            yield f"{how} with {name} {theirs!r}; here {ours!r}"
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.errors import PolicyDoesNotFit, UsageError
-from planner.policy.file import PolicyFile, Status, read_policy
+from planner.policy.claim import Status
+from planner.policy.file import PolicyFile, read_policy
 
 if TYPE_CHECKING:
     from planner.case.case import Case
@@ -42,7 +43,7 @@ def load(path: str | Path, *, allow: Sequence[Status] = ("certified", "measured"
     policy = check(path)
     if policy.status not in allow:
         words = ", ".join(repr(status) for status in (*allow, policy.status))
-        way_out = f"tune for this case, or load it with allow=({words})"
+        way_out = f"tune for this case, or load it with allow=({words}) or --predicted"
         what = f"{path} is a {policy.status} policy"
         raise UsageError(what, value=policy.status, way_out=way_out)
     return policy
@@ -111,9 +112,12 @@ class Policy:
             raise PolicyDoesNotFit(what, value=refused, way_out=way_out)
         # Warned before anything is put on: where warnings are errors, nothing is left half done.
         if found.envelope:
+            how = f"used outside what it was {self.status} for"
+            advice = "`planner verify` measures what that changes"
+            if self.status == "predicted":
+                how, advice = "a prediction", "`planner tune` measures and certifies here"
             warnings.warn(
-                f"{self.path} is used outside what it was {self.status} for: "
-                f"{'; '.join(found.envelope)}. `planner verify` measures what that changes",
+                f"{self.path} is {how}: {'; '.join(found.envelope)}. {advice}",
                 PolicyWarning,
                 stacklevel=2,
             )

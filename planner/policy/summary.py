@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from planner.case.evidence import Distance, Evidence, Latency
+from planner.case.evidence import Distance, Evidence, Latency, Prediction
 from planner.case.goal import Goal
 from planner.units import format_bytes, format_seconds
 
 
-def summary(plan: str, goal: Goal, evidence: Evidence | None) -> str:
+def summary(
+    plan: str, goal: Goal, evidence: Evidence | None, prediction: Prediction | None = None
+) -> str:
     """Return what a reviewer wants to know first."""
     parts = [plan, f"for {asked(goal)}"]
     if evidence is not None:
         parts.append(speed(evidence.latency))
         parts += [distance(evidence.lpips)] if evidence.lpips else []
+    if prediction is not None:
+        parts.append(foreseen(prediction))
     return "; ".join(parts)
+
+
+def foreseen(prediction: Prediction) -> str:
+    """Say what is predicted of a plan, and that none of it was measured."""
+    tuned, baseline = prediction.tuned, prediction.baseline
+    return (
+        f"predicted {format_seconds(tuned.value)} ({format_seconds(tuned.low)} to "
+        f"{format_seconds(tuned.high)}) instead of {format_seconds(baseline.value)}, and "
+        f"{format_bytes(prediction.memory_tuned.value)} instead of "
+        f"{format_bytes(prediction.memory_baseline.value)}; nothing was measured"
+    )
 
 
 def asked(goal: Goal) -> str:

@@ -38,6 +38,19 @@ def entry_for(model: str) -> Entry:
     raise UsageError(f"no model is called {model!r}", value=model, way_out=way_out)
 
 
+def in_format(entry: Entry, dtype: str | None) -> Entry:
+    """Return the entry in another number format; None leaves it its own.
+
+    Raises `UsageError` for an unknown format.
+    """
+    if dtype is None:
+        return entry
+    if dtype not in get_args(Dtype):
+        raise UsageError(f"no number format is called {dtype!r}", value=dtype,
+                         way_out=nearest(dtype, get_args(Dtype)))  # fmt: skip
+    return entry.model_copy(update={"dtype": dtype})
+
+
 def shape_of(entry: Entry, **overrides: Scalar) -> Shape:
     """Return the entry's default shape with overrides; those that are None change nothing.
 
@@ -61,13 +74,8 @@ def work_of(model: str | Entry, dtype: str | None = None, **overrides: Scalar) -
     number format of weights and activations. Raises `UsageError` for a size that the model
     refuses, naming the nearest, and `InvalidFile` for a config that cannot be built.
     """
-    entry = entry_for(model) if isinstance(model, str) else model
+    entry = in_format(entry_for(model) if isinstance(model, str) else model, dtype)
     shape = shape_of(entry, **overrides)
-    if dtype is not None and dtype not in get_args(Dtype):
-        raise UsageError(f"no number format is called {dtype!r}", value=dtype,
-                         way_out=nearest(dtype, get_args(Dtype)))  # fmt: skip
-    if dtype is not None:
-        entry = entry.model_copy(update={"dtype": dtype})
     vae = _staged(entry, "decode")[0]
     latent = latent_of(vae.module, _patch(entry), shape, entry.limits, entry.title)
     decoded = stages.decoded(vae, latent, shape.batch)

@@ -6,8 +6,7 @@ Every rung stands on those below it. Quality is not predicted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from itertools import combinations
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from planner.case.goal import Goal
@@ -19,7 +18,8 @@ from planner.passes.base import Family, Fidelity
 from planner.plans.graph import Graph
 from planner.plans.plan import Plan
 from planner.prediction.estimate import Estimate, estimate
-from planner.prediction.speeds import fitted
+from planner.prediction.memory import peak
+from planner.prediction.speeds import fitted, margin
 
 Stack = dict[str, Mapping[str, Any]]
 Name = Literal["untouched", "quantize", "fit", "cache", "steps"]
@@ -76,6 +76,7 @@ class Planner:
         self._graph, self._work, self._card, self._goal = graph, work, card, goal
         self._limit = min(goal.vram_bytes or card.memory_bytes, card.memory_bytes)
         self._seen: dict[Plan, Estimate] = {}
+        self._works: dict[Plan, Work] = {}
 
     def climb(self) -> Ladder:
         """Return the ladder up to the rung that meets the goal, or as far as it goes."""
@@ -98,12 +99,20 @@ class Planner:
     def _estimate(self, stack: Stack) -> Estimate:
         plan = Plan.of(stack)
         if plan not in self._seen:
-            work = self._work
-            for one in plan.passes:
-                work = registry.get(one.name).effect(work, one.parsed(), None)
+            work = self._worked(plan)
             kind: Literal["compiled", "eager"] = "compiled" if _COMPILER in stack else "eager"
             self._seen[plan] = estimate(work, self._card, kind)
         return self._seen[plan]
+
+    def _worked(self, plan: Plan) -> Work:
+        """Return the work under a plan; many plans share what their first passes make of it."""
+        if not plan.passes:
+            return self._work
+        if plan not in self._works:
+            last = plan.passes[-1]
+            before = self._worked(plan.before(last.name))
+            self._works[plan] = registry.get(last.name).effect(before, last.parsed(), None)
+        return self._works[plan]
 
     def _rung(self, name: Name, stack: Stack, quality: str) -> Rung:
         found = self._estimate(stack)
@@ -129,48 +138,51 @@ class Planner:
         return stack | {name: registry.get(name).seeds[0] for name in names}
 
     def _quantized(self, stack: Stack) -> Stack | None:
-        """Return the fastest number format with compiled blocks, smallest where nothing fits."""
-        found = [
-            grown
-            for name in self._owning(_PRECISION)
-            for grown in (self._with(stack, name, _COMPILER), self._with(stack, name))
-            if self._legal(grown)
-        ]  # fmt: skip
-        if self._legal(self._with(stack, _COMPILER)):
-            found.append(self._with(stack, _COMPILER))
+        """Return the number format that is fastest once it fits, smallest where none does."""
+        found = []
+        for names in ([name] for name in self._owning(_PRECISION)):
+            both = (self._with(stack, *names, _COMPILER), self._with(stack, *names))
+            found += [grown for grown in both if self._legal(grown)][:1]
+        alone = self._with(stack, _COMPILER)
+        found += [alone] if self._legal(alone) else []
         return min(found, key=self._order) if found else None
 
     def _order(self, stack: Stack) -> tuple[float, float]:
-        """Rank by what the memory lacks, as far as moving weights cannot mend it, then by time."""
-        found = self._estimate(stack)
-        return (0.0 if self._mendable(stack) else found.memory.total, found.seconds)
+        """Rank by what the memory lacks once weights may move, then by the time that takes."""
+        found = self._estimate(self._fitting(stack) or stack)
+        return (max(0.0, found.memory.total - self._limit), found.seconds)
 
-    def _mendable(self, stack: Stack) -> bool:
-        return any(self._fits(grown) for grown in (stack, *self._moved(stack)))
-
-    def _fits(self, stack: Stack) -> bool:
-        return self._estimate(stack).memory.total <= self._limit
-
-    def _moved(self, stack: Stack) -> Iterator[Stack]:
-        """Yield the stack with memory passes, at most two of them together."""
-        formats = self._owning(_PRECISION)
-        names = [one.name for one in self._graph.legal
-                 if one.family is Family.MEMORY and one.name not in (*stack, *formats)]  # fmt: skip
-        for count in range(1, _MOST_MEMORY_PASSES + 1):
-            for chosen in combinations(names, count):
-                grown = self._with(stack, *chosen)
-                if self._legal(grown):
-                    yield grown
+    def _peak(self, stack: Stack) -> float:
+        """Return the memory of a stack, which compiled blocks do not change."""
+        plan = Plan.of({name: v for name, v in stack.items() if name != _COMPILER})
+        return peak(self._worked(plan), margin(fitted())).total
 
     def _fitting(self, stack: Stack) -> Stack | None:
         """Return the fastest way to fit, or the smallest where none does; None if it fits."""
-        if self._fits(stack):
+        if self._peak(stack) <= self._limit:
             return None
-        found = list(self._moved(stack))
-        inside = [grown for grown in found if self._fits(grown)]
+        formats = self._owning(_PRECISION)
+        names = [one.name for one in self._graph.legal
+                 if one.family is Family.MEMORY and one.name not in (*stack, *formats)]  # fmt: skip
+        found = list(self._moved(stack, names, _MOST_MEMORY_PASSES))
+        inside = [grown for grown in found if self._peak(grown) <= self._limit]
         if inside:
             return min(inside, key=lambda grown: self._estimate(grown).seconds)
-        return min(found, key=lambda grown: self._estimate(grown).memory.total, default=None)
+        return min(found, key=self._peak, default=None)
+
+    def _moved(self, stack: Stack, names: Sequence[str], count: int) -> Iterator[Stack]:
+        """Yield the stack with up to `count` of the memory passes.
+
+        Nothing is added to what fits already: no memory pass makes another one faster.
+        """
+        for place, name in enumerate(names):
+            for settings in registry.get(name).seeds:
+                grown = stack | {name: settings}
+                if not self._legal(grown):
+                    continue
+                yield grown
+                if count > 1 and self._peak(grown) > self._limit:
+                    yield from self._moved(grown, names[place + 1 :], count - 1)
 
     def _cached(self, stack: Stack, below: Rung) -> Rung | None:
         """Return the rung of a cache: what others' caches left to compute is its whole range."""

@@ -16,7 +16,8 @@ from planner.case.prompts import hash_prompts
 from planner.errors import PlannerError, UsageError
 from planner.passes.base import Artifact
 from planner.plans.plan import Plan
-from planner.policy.file import PolicyFile, Provenance, Status, read_policy
+from planner.policy.claim import Provenance, Status
+from planner.policy.file import PolicyFile, read_policy
 from planner.tuning.request import TuneRequest
 from planner.tuning.session import Session, differences
 

@@ -11,20 +11,21 @@ from planner.catalog.devices import Card
 from planner.catalog.entry import Entry
 from planner.errors import InvalidFile
 from planner.prediction.components import build, class_of
-from planner.prediction.meta import entry_for, shape_of
+from planner.prediction.meta import entry_for, in_format, shape_of
 from planner.run.devices.base import library_versions
 from planner.run.fingerprint import config_of
 from planner.run.traits import traits_of
 
 
-def case_on(model: str, card: Card, **sizes: Scalar) -> Case:
+def case_on(model: str, card: Card, dtype: str | None = None, **sizes: Scalar) -> Case:
     """Return the case of a catalogued model, or of a diffusers folder, on a catalogued device.
 
-    `sizes` are height, width, frames, steps, guidance, text_tokens and batch. The libraries are
-    taken to be those that are installed here. Weights are unknown, so no policy fits the case.
+    `dtype` is the number format, else the model's own; `sizes` are height, width, frames, steps,
+    guidance, text_tokens and batch. The libraries are taken to be those that are installed here.
+    Weights are unknown: no policy but a predicted one fits the case.
     Raises `UsageError` for an unknown model or size, `InvalidFile` for a broken config.
     """
-    entry = entry_for(model)
+    entry = in_format(entry_for(model), dtype)
     entry = entry.model_copy(update={"defaults": shape_of(entry, **sizes)})
     workload = entry.workload
     if workload is None:

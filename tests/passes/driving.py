@@ -196,14 +196,15 @@ def leftovers(pipe: Any) -> list[str]:
     """Name every trace of a pass: hooks, replaced forwards, caches, casts, flags, backends."""
     found = ["cache"] if pipe.transformer.is_cache_enabled else []
     for part in ("transformer", "vae", "text_encoder", "text_encoder_2"):
-        found += [f"{part}.{trace}" for trace in _traces(getattr(pipe, part))]
+        found += [f"{part}.{trace}" for trace in traces(getattr(pipe, part))]
     found += [f"vae.{name}" for name in ("use_tiling", "use_slicing") if getattr(pipe.vae, name)]
     found += [] if pipe.vae.tile_sample_min_size == 64 else ["vae.tile_sample_min_size"]
     found += [] if _process_backend() == "native" else ["the process's attention backend"]
     return found + [f"pipeline.{name}" for name in OWN if name in vars(pipe)]
 
 
-def _traces(root: Any) -> list[str]:
+def traces(root: Any) -> list[str]:
+    """Name what passes have left on a module."""
     found = []
     for name, module in root.named_modules():
         own = vars(module)

@@ -96,7 +96,7 @@ def test_scope_and_edges_choose_layers_and_never_norms_or_embedders(
     found, excluded = layers(bench.pipe, Int8DynamicSettings(scope=scope, edges=edges))
     assert len(found) == count and len(found) + len(excluded) == 48
     assert not any("norm" in path or "embed" in path for path, _ in found)
-    assert "proj_out" in excluded
+    assert "transformer.proj_out" in excluded
 
 
 @pytest.mark.parametrize("scope", ["blocks", "attention", "feed_forward"])

@@ -1,20 +1,23 @@
 """Text encoders that rest on the host."""
 
+import pytest
 import torch
 
 from planner.passes import registry
 from planner.plans.graph import build
 from planner.plans.plan import Plan
+from planner.prediction.meta import work_of
 from tests.passes.driving import Bench, declared_bench
 from tests.passes.gpus import heavy_work, on_gpu
 
 PASS = registry.get("text_encoder_offload")
 
 
-def test_encoders_leave_for_the_very_tensors_they_rest_in(bench: Bench) -> None:
+@pytest.mark.parametrize("level", ["whole", "leaf"])
+def test_encoders_leave_for_the_very_tensors_they_rest_in(bench: Bench, level: str) -> None:
     untouched = bench.draw()
     weights = [weight.data_ptr() for weight in bench.pipe.text_encoder_2.parameters()]
-    with declared_bench().put({"text_encoder_offload": {}}) as handle:
+    with declared_bench().put({"text_encoder_offload": {"level": level}}) as handle:
         assert torch.equal(bench.draw(), untouched)
         assert handle.stats["text_encoder_offload"] == {"encoders": 2}
     assert [weight.data_ptr() for weight in bench.pipe.text_encoder_2.parameters()] == weights
@@ -46,3 +49,11 @@ def test_a_pipeline_without_text_is_told_so() -> None:
     assert PASS.missing(mute) == (
         "text_encoder_offload needs a text encoder; FluxPipeline has none",
     )
+
+
+def test_layer_by_layer_an_encoder_larger_than_the_card_fits() -> None:
+    work = work_of("flux.2-dev")
+    whole, leaf = (PASS.effect(work, PASS.settings(level=one), None) for one in ("whole", "leaf"))
+    assert leaf.parts[0].place == "streamed" and leaf.parts[0].bytes > 40e9
+    assert 1.3e9 < leaf.parts[0].window < 4e9  # the embeddings are 131,072 rows of 5,120
+    assert [p.transfers for p in leaf.phases] == [p.transfers for p in whole.phases]

@@ -21,7 +21,7 @@ from planner.case.case import Case
 from planner.case.telemetry import Telemetry
 from planner.case.work import Operation, Work
 from planner.case.workload import Workload
-from planner.hooks.residence import denoisers_of
+from planner.hooks.blocks import denoisers_of
 from planner.passes.base import (
     Avoid,
     Context,

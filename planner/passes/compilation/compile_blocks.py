@@ -24,7 +24,7 @@ from typing import Any, Literal
 from planner.case.case import Case
 from planner.case.telemetry import Telemetry
 from planner.case.work import Operation, Work
-from planner.hooks.blocks import beneath_hooks, denoiser_of, segments
+from planner.hooks.blocks import beneath_hooks, denoisers_of, segments
 from planner.passes.base import (
     Context,
     Family,
@@ -35,7 +35,6 @@ from planner.passes.base import (
     Stage,
     Undo,
     knob,
-    one_denoiser,
 )
 
 MOST_GRAPHS = 64
@@ -58,7 +57,8 @@ class CompileBlocksSettings(Settings):
 
 def apply(pipeline: Any, settings: CompileBlocksSettings, context: Context) -> Undo:
     """Give every block its class's compiled forward; compiled code stays in the memo."""
-    blocks = [b for part in segments(denoiser_of(pipeline)) for b in part.blocks]
+    stacks = [part for model in denoisers_of(pipeline).values() for part in segments(model)]
+    blocks = [block for part in stacks for block in part.blocks]
     undo = [
         beneath_hooks(block, partial(_compiled(type(block), settings, context.memo), block))
         for block in blocks
@@ -128,7 +128,6 @@ PASS = Pass(
     needs=(
         Need(_known_blocks, _SOURCE),
         Need(_compiler, "torch._inductor.cpp_builder"),
-        one_denoiser("compile_blocks"),
     ),
     effect=effect,
     apply=apply,

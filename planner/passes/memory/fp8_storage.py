@@ -24,9 +24,9 @@ from planner.case.case import Case
 from planner.case.telemetry import Telemetry
 from planner.case.work import Operation, Part, Phase, Work
 from planner.case.workload import Workload
+from planner.hooks.blocks import denoisers_of
 from planner.hooks.branches import drop_empty_registry
 from planner.hooks.formats import WIDE
-from planner.hooks.residence import denoisers_of
 from planner.passes.base import (
     Avoid,
     Context,

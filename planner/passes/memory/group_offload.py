@@ -22,7 +22,8 @@ from planner.case.case import Case
 from planner.case.telemetry import Telemetry
 from planner.case.work import Part, Phase, Work
 from planner.case.workload import Workload
-from planner.hooks.residence import denoisers_of, grouped
+from planner.hooks.blocks import denoisers_of
+from planner.hooks.residence import grouped
 from planner.passes.base import (
     Avoid,
     Context,

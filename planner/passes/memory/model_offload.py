@@ -17,7 +17,8 @@ from typing import Any
 from planner.case.case import Case
 from planner.case.telemetry import Telemetry
 from planner.case.work import Part, Phase, Work
-from planner.hooks.residence import denoisers_of, swept
+from planner.hooks.blocks import denoisers_of
+from planner.hooks.residence import swept
 from planner.passes.base import (
     Avoid,
     Context,

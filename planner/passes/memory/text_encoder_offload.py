@@ -1,20 +1,21 @@
 """Rest the text encoders on the host, and move them in for encoding only.
 
-What it does: each text encoder comes to the device for its forward and leaves it right after; the
-copy on the host stays, so that leaving costs nothing.
+What it does: each text encoder comes to the device for its forward, as a whole or layer by layer,
+and leaves it right after; the copy on the host stays, so that leaving costs nothing.
 When it helps: large encoders beside a streamed denoiser, or before activations that are larger than
 they are (video, high resolutions): T5-XXL takes 9.5 GB in 16 bits, and rests during all of it.
+Layer by layer, where an encoder is larger than the device: FLUX.2's takes 48 GB.
 What it costs: the encoders cross the link at every prompt; as much pinned memory on the host.
 When not: the peak is while encoding, when a resident denoiser is in memory too: let components take
 turns instead. Short calls with large encoders, where the link would take longest.
-Source: diffusers' apply_group_offloading, with the whole encoder as one group; ComfyUI moves text
-encoders out in the same way.
+Source: diffusers' apply_group_offloading, with the whole encoder or each layer as one group;
+ComfyUI moves text encoders out in the same way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from planner.case.case import Case
 from planner.case.telemetry import Telemetry
@@ -26,11 +27,12 @@ from planner.passes.base import (
     Family,
     Fidelity,
     Need,
-    NoSettings,
     Pass,
+    Settings,
     Stage,
     Statistics,
     Undo,
+    knob,
     on_cuda,
 )
 
@@ -38,13 +40,25 @@ _ALL = 1_000_000
 """More blocks in a group than any encoder has: it moves as a whole."""
 
 
-def apply(pipeline: Any, settings: NoSettings, context: Context) -> Undo:
-    """Make every text encoder one group that leaves by going back to its copy on the host."""
+class TextEncoderOffloadSettings(Settings):
+    """How much of an encoder moves at once."""
+
+    level: Literal["whole", "leaf"] = knob(
+        "whole", "what moves as one: an encoder, or single layers", choices=("leaf", "whole")
+    )
+
+
+def apply(pipeline: Any, settings: TextEncoderOffloadSettings, context: Context) -> Undo:
+    """Group every text encoder; a group leaves by going back to its copy on the host."""
     from diffusers.hooks import apply_group_offloading
+
+    how: dict[str, Any] = {"offload_type": "leaf_level"}
+    if settings.level == "whole":
+        how = {"num_blocks_per_group": _ALL}
 
     def as_one(model: Any, device: Any) -> None:
         copies = _copies(model)
-        apply_group_offloading(model, onload_device=device, num_blocks_per_group=_ALL)
+        apply_group_offloading(model, onload_device=device, **how)
         for group in _groups(model):
             _keep_on_host(group, copies)
 
@@ -85,7 +99,7 @@ def _keep_on_host(group: Any, copies: dict[Any, Any]) -> None:
     offload()
 
 
-def effect(work: Work, settings: NoSettings, telemetry: Telemetry | None) -> Work:
+def effect(work: Work, settings: TextEncoderOffloadSettings, telemetry: Telemetry | None) -> Work:
     """Rest the encoders on the host; every encoding brings them in, none brings them back."""
     resting = [sum(part.bytes for part in work.parts if _moves(part))]
 
@@ -96,17 +110,36 @@ def effect(work: Work, settings: NoSettings, telemetry: Telemetry | None) -> Wor
         return phase.model_copy(update={"transfers": phase.transfers + crossed})
 
     def part_of(part: Part) -> Part:
-        return part.model_copy(update={"place": "host"}) if _moves(part) else part
+        if not _moves(part):
+            return part
+        if settings.level == "whole":
+            return part.model_copy(update={"place": "host"})
+        return part.model_copy(update={"place": "streamed", "window": _window(part, work)})
 
     changed = work.mapped(moved)
     return changed.model_copy(update={"parts": tuple(map(part_of, work.parts))})
+
+
+def _window(part: Part, work: Work) -> float:
+    """Return the most bytes of an encoder that are on the device at once, layer by layer.
+
+    Operations sum the layers of a block. What no operation reads whole, such as the embeddings,
+    counts as one layer: that is too much rather than too little.
+    """
+    mine = [op for phase in work.phases if phase.name == "encode" for op in phase.operations
+            if op.path.split(".")[0] == part.name]  # fmt: skip
+    layer = max((op.weights / max(1, op.launches) for op in mine), default=0.0)
+    rest = part.bytes - sum(op.weights for op in mine)
+    return min(part.bytes, max(layer, rest))
 
 
 def _moves(part: Part) -> bool:
     return part.name.startswith("text_encoder") and part.place == "device"
 
 
-def observe(settings: NoSettings, statistics: Statistics, workload: Workload) -> str | None:
+def observe(
+    settings: TextEncoderOffloadSettings, statistics: Statistics, workload: Workload
+) -> str | None:
     """Answer a sentence if there was no encoder to move."""
     if statistics.get("encoders"):
         return None
@@ -127,6 +160,7 @@ PASS = Pass(
     stage=Stage.OFFLOAD,
     fidelity=Fidelity.EXACT,
     source=_SOURCE,
+    settings=TextEncoderOffloadSettings,
     owns=("text_encoder.place",),
     imports=("accelerate>=0.17",),
     needs=(
@@ -136,5 +170,6 @@ PASS = Pass(
     effect=effect,
     apply=apply,
     observe=observe,
+    seeds=({"level": "whole"}, {"level": "leaf"}),
     batch_invariant=True,
 )

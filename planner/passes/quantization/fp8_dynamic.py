@@ -44,7 +44,6 @@ from planner.passes.base import (
     edges_knob,
     fused_adapters,
     knob,
-    one_denoiser,
     scope_knob,
 )
 
@@ -164,7 +163,6 @@ PASS = Pass(
         ),
         fused_adapters("fp8_dynamic"),
         block_list("fp8_dynamic"),
-        one_denoiser("fp8_dynamic"),
     ),
     imports=("torchao>=0.17",),
     effect=effect,

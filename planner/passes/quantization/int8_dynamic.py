@@ -43,7 +43,6 @@ from planner.passes.base import (
     edges_knob,
     fused_adapters,
     knob,
-    one_denoiser,
     scope_knob,
 )
 
@@ -161,7 +160,6 @@ PASS = Pass(
         Need(_float32_on_cpu, "torch.ops.quantized.linear_dynamic takes float32"),
         fused_adapters("int8_dynamic"),
         block_list("int8_dynamic"),
-        one_denoiser("int8_dynamic"),
     ),
     effect=effect,
     apply=apply,

@@ -27,7 +27,6 @@ from planner.case.case import Case
 from planner.case.telemetry import Telemetry
 from planner.case.work import Operation, Work
 from planner.case.workload import Workload
-from planner.hooks.blocks import denoiser_of
 from planner.hooks.formats import beside, quantized, shape
 from planner.hooks.linear import layers, none_quantized, swap_modules, swap_weights, torchao_weight
 from planner.passes.base import (
@@ -45,7 +44,6 @@ from planner.passes.base import (
     edges_knob,
     fused_adapters,
     knob,
-    one_denoiser,
     scope_knob,
 )
 
@@ -75,7 +73,7 @@ def apply(pipeline: Any, settings: Int8WeightSettings, context: Context) -> Undo
     """Give every layer in scope an INT8 weight that is converted back at every call."""
     found, excluded = layers(pipeline, settings)
     if settings.library == "modelopt":
-        undo = swap_modules(denoiser_of(pipeline), found, _modelopt)
+        undo = swap_modules(pipeline, found, _modelopt)
     else:
         undo = swap_weights(found, partial(torchao_weight, _config()))
     context.statistics.update(
@@ -153,7 +151,6 @@ PASS = Pass(
         Need(_memory_of_its_own, "the own weights wait in the host's memory for the undo"),
         fused_adapters("int8_weight"),
         block_list("int8_weight"),
-        one_denoiser("int8_weight"),
     ),
     imports=("torchao>=0.17",),
     effect=effect,

@@ -44,7 +44,6 @@ from planner.passes.base import (
     compute_capability,
     edges_knob,
     fused_adapters,
-    one_denoiser,
     scope_knob,
 )
 
@@ -127,7 +126,6 @@ PASS = Pass(
         Need(_not_float16, "torchao 0.18 mx_formats/nvfp4_tensor.py nvfp4_quantize"),
         fused_adapters("nvfp4"),
         block_list("nvfp4"),
-        one_denoiser("nvfp4"),
     ),
     imports=("torchao>=0.17",),
     effect=effect,
