@@ -19,24 +19,60 @@ def text_encoders_of(pipeline: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def grouped(models: Iterable[Any], group: Callable[[Any, Any], None]) -> Callable[[], None]:
-    """Group the weights of models, each for the device that it is on now; returns the undo.
+def grouped(
+    models: Iterable[Any], group: Callable[[Any, Any], None], device: str | None = None
+) -> Callable[[], None]:
+    """Group the weights of models for a device, each for its own if None; returns the undo.
 
-    `group` takes a model and its device. Where it fails, what was grouped before is undone.
+    `group` takes a model and the device. Where it fails, what was grouped before is undone, and
+    every model is where it was.
     """
+    import torch
+
+    target = None if device is None else torch.device(device)
     places = [(model, model.device) for model in models]
 
     def undo() -> None:
-        for model, device in places:
-            ungroup(model, device)
+        for model, home in places:
+            ungroup(model, home)
 
     try:
-        for model, device in places:
-            group(model, device)
+        for model, home in places:
+            group(model, target or home)
     except BaseException:
         undo()
         raise
     return undo
+
+
+def settled(pipeline: Any, device: str) -> Callable[[], None]:
+    """Bring to a device what no pass moves by itself; returns the undo."""
+    import torch
+
+    homes: list[tuple[Any, Any]] = []
+
+    def undo() -> None:
+        while homes:
+            part, home = homes.pop()
+            part.to(home)
+
+    try:
+        for part in pipeline.components.values():
+            weight = next(part.parameters(), None) if isinstance(part, torch.nn.Module) else None
+            if weight is not None and not _moves(part):
+                homes.append((part, weight.device))
+                part.to(device)
+    except BaseException:
+        undo()
+        raise
+    return undo
+
+
+def _moves(root: Any) -> bool:
+    """Tell whether hooks of accelerate or of diffusers bring a component's weights in and out."""
+    registries = (vars(module).get("_diffusers_hook") for module in root.modules())
+    grouped = any(one is not None and one.get_hook(GROUP_HOOKS[0]) for one in registries)
+    return grouped or hasattr(root, "_hf_hook")
 
 
 def ungroup(root: Any, device: Any) -> None:

@@ -188,11 +188,10 @@ def one_denoiser(name: str) -> Need:
     """Return the need that one model denoises: a pass on the first of two experts is half on."""
 
     def _one_denoiser(case: Case) -> str | None:
-        second = [part for part in ("transformer_2", "unet_2") if part in case.model.components]
-        if not second:
-            return None
         first = case.model.traits.denoiser
-        return f"{name} needs one denoiser; this pipeline has {first} and {second[0]}"
+        if f"{first}_2" not in case.model.components:
+            return None
+        return f"{name} needs one denoiser; this pipeline has {first} and {first}_2"
 
     return Need(_one_denoiser, "diffusers WanPipeline: transformer_2 denoises below boundary_ratio")
 
@@ -228,8 +227,8 @@ class Context:
     this pass; `memo` survives a removal, so that putting the same thing on again is cheap
     (packed weights, compiled code); `kept` survives only a suspension of the plan, so that a plan
     that is timed beside the untouched pipeline knows what a deployed one would (conditionings of
-    earlier calls); `statistics` is this pass's own mutable counters, cleared
-    by the handle at the start of every pipeline call only where the pass asks for it.
+    earlier calls); `device` is where the pipeline is to run if its weights are not there yet;
+    `statistics` is this pass's own mutable counters.
     """
 
     case: Case
@@ -238,6 +237,7 @@ class Context:
     artifact: Artifact | None = None
     memo: dict[str, Any] = field(default_factory=dict)
     kept: dict[str, Any] = field(default_factory=dict)
+    device: str | None = None
     statistics: Statistics = field(default_factory=dict)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.errors import PolicyDoesNotFit, UsageError
+from planner.passes import registry
 from planner.policy.claim import Status
 from planner.policy.file import PolicyFile, read_policy
 
@@ -79,21 +80,34 @@ class Policy:
             way_out = f"give --model (for example --model {label}, if you trust it)"
             what = f"{self.path} is for {label!r}, which planner does not load on a policy's word"
             raise UsageError(what, value=label, way_out=way_out)
-        device = where.pop("device", None) or self.file.case.device.kind
+        kind = self.file.case.device.kind
+        device = where.pop("device", None) or ("cpu" if self.places else kind)
         dtype = self.file.case.workload.dtype
         return PipelineSource(model=model or label, dtype=dtype, device=device, **where)
 
-    def case_of(self, pipe: Any) -> Case:
-        """Return the case of a live pipeline under this policy's reference call."""
+    @property
+    def places(self) -> bool:
+        """Tell whether a pass moves weights by itself, so that they may wait on the host."""
+        owned = (what for name in self.plan.names for what in registry.get(name).owns)
+        return any(what.endswith(".place") for what in owned)
+
+    def case_of(self, pipe: Any, device: str | None = None) -> Case:
+        """Return the case of a live pipeline under this policy's reference call.
+
+        `device` is where it will run, if it is not there yet.
+        """
         from planner.run.pipeline import PipelineSource, case_of
 
         model = self.file.case.model
         # A label only: the policy never decides what is imported or downloaded.
         source = PipelineSource(model=model.id, revision=model.revision)
-        return case_of(pipe, source, self.file.case.workload)
+        return case_of(pipe, source, self.file.case.workload, device)
 
     def apply(self, pipe: Any, *, strict: bool = False) -> Handle:
         """Put the plan on a pipeline, which from then on is called as before.
+
+        A pipeline on the CPU is brought to the policy's kind of device by a plan whose passes
+        move weights: where it does not fit as a whole, it need not have been there.
 
         Raises `PolicyDoesNotFit` with every difference where pipeline, weights, adapters,
         capability or libraries are others. What differs from the certified envelope (device,
@@ -103,7 +117,9 @@ class Policy:
         from planner.policy.match import differences
         from planner.run.apply import put_on
 
-        case = self.case_of(pipe)
+        kind = self.file.case.device.kind
+        onto = kind if self.places and pipe.device.type == "cpu" != kind else None
+        case = self.case_of(pipe, onto)
         found = differences(self.file, case)
         refused = (*found.must, *found.envelope) if strict else found.must
         if refused:
@@ -121,6 +137,6 @@ class Policy:
                 PolicyWarning,
                 stacklevel=2,
             )
-        handle = put_on(pipe, self.plan, case, self.file.artifacts())
+        handle = put_on(pipe, self.plan, case, self.file.artifacts(), device=onto)
         handle.certified = self.status == "certified" and not found.envelope
         return handle

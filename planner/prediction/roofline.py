@@ -190,4 +190,4 @@ def _refuse_missing(compute: Columns, table: Table) -> None:
     if len(missing):
         name = DTYPES[table.dtype[missing[0]]]
         raise UsageError(f"this device has no unit for {name} products", value=name,
-                         way_out="ask for another --dtype (float16), or a newer device")  # fmt: skip
+                         way_out="ask for --dtype float16, or a newer device")  # fmt: skip

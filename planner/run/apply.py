@@ -18,8 +18,9 @@ from typing import Any
 from planner.case.case import Case
 from planner.errors import PlannerError, TrialFailed, UsageError
 from planner.hooks.clock import StepClock
+from planner.hooks.residence import settled
 from planner.passes import registry
-from planner.passes.base import Artifact, Context, Statistics
+from planner.passes.base import Artifact, Context, Stage, Statistics
 from planner.plans.plan import Plan, PlannedPass
 from planner.run.calls import departures, merged
 
@@ -36,15 +37,19 @@ def put_on(
     case: Case,
     artifacts: Mapping[str, Artifact] = _NO_ARTIFACTS,
     memo: dict[str, Any] | None = None,
+    device: str | None = None,
 ) -> Handle:
     """Put a plan on a pipeline; from then on a plain call of it is the plan's call.
 
     `artifacts` are what calibrations learned, by pass name; `memo` (one dictionary for each
-    pipeline) makes putting the same thing on again cheap. Raises `UsageError` where a plan is on
+    pipeline) makes putting the same thing on again cheap. `device` ("cuda") is where the pipeline
+    is to run if it is not there yet: passes that move weights bring theirs in and out, the rest
+    goes there as a whole. Raises `UsageError` where a plan is on
     already, and `TrialFailed` (stage apply) where a pass fails; what was put on before it is
     then off again.
     """
-    handle = Handle(pipeline, plan, case, artifacts, {} if memo is None else memo)
+    handle = Handle(pipeline, plan, case, artifacts, {} if memo is None else memo,
+                    device)  # fmt: skip
     handle._put()
     return handle
 
@@ -64,7 +69,7 @@ class Handle:
 
     def __init__(
         self, pipeline: Any, plan: Plan, case: Case, artifacts: Mapping[str, Artifact],
-        memo: dict[str, Any],
+        memo: dict[str, Any], device: str | None = None,
     ) -> None:  # fmt: skip
         self.pipeline = pipeline
         self.plan = plan
@@ -75,7 +80,7 @@ class Handle:
         for name, settings in self._settings.items():
             call = registry.get(name).call
             self.call.update(call(settings, case.workload) if call else {})
-        self._artifacts, self._memo = artifacts, memo
+        self._artifacts, self._memo, self._device = artifacts, memo, device
         self._stack = ExitStack()
         self._contexts: dict[str, Context] = {}
         self._kept: dict[str, dict[str, Any]] = {}
@@ -152,7 +157,12 @@ class Handle:
         clock = StepClock()
         self._contexts = {}
         with ExitStack() as stack:
-            for entry in self.plan.passes:
+            placed = [registry.get(entry.name).stage <= Stage.OFFLOAD for entry in self.plan.passes]
+            for entry in self.plan.passes[: sum(placed)]:
+                stack.callback(self._apply(entry, clock))
+            if self._device is not None:
+                stack.callback(settled(self.pipeline, self._device))
+            for entry in self.plan.passes[sum(placed) :]:
                 stack.callback(self._apply(entry, clock))
             # After the passes: one of them may have brought its own scheduler.
             self._planned_scheduler = getattr(self.pipeline, "scheduler", None)
@@ -182,6 +192,7 @@ class Handle:
             artifact=self._artifacts.get(entry.name),
             memo=self._memo.setdefault(entry.name, {}),
             kept=self._kept.setdefault(entry.name, {}),
+            device=self._device,
         )
         self._contexts[entry.name] = context
         try:

@@ -66,9 +66,12 @@ def model_of(pipeline: Any, source: PipelineSource) -> Model:
     )
 
 
-def case_of(pipeline: Any, source: PipelineSource, workload: Workload) -> Case:
+def case_of(
+    pipeline: Any, source: PipelineSource, workload: Workload, device: str | None = None
+) -> Case:
     """Return the case of a live pipeline: what it is, where it is, and how it will be called.
 
+    `device` is where it will run, if it is not there yet.
     The workload's guidance and dtype are read off the pipeline; its word on them is not taken.
     """
     dtype = str(denoiser_of(pipeline).dtype).removeprefix("torch.")
@@ -77,7 +80,7 @@ def case_of(pipeline: Any, source: PipelineSource, workload: Workload) -> Case:
         found["dtype"] = dtype  # quantized storage (float8, int8) says nothing of the computation
     return Case(
         model=model_of(pipeline, source),
-        device=backend(str(pipeline.device)).describe(),
+        device=backend(device or str(pipeline.device)).describe(),
         workload=workload.model_copy(update=found),
     )
 

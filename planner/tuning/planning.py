@@ -94,7 +94,8 @@ def plan(
     ladder = Planner(graph, work_of(model, dtype, **sizes), device, goal).climb()
     return Planned(
         case=graph.case, card=device, goal=goal, ladder=ladder,
-        price=device.price if price is None else price, excluded=graph.excluded, exclusions=graph.exclusions,
+        price=device.price if price is None else price,
+        excluded=graph.excluded, exclusions=graph.exclusions,
     )  # fmt: skip
 
 

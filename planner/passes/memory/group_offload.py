@@ -63,7 +63,7 @@ def apply(pipeline: Any, settings: GroupOffloadSettings, context: Context) -> Un
         )  # fmt: skip
 
     models = denoisers_of(pipeline).values()
-    undo = grouped(models, group)
+    undo = grouped(models, group, context.device)
     context.statistics.update(groups=sum(map(_groups, models)))
     return undo
 

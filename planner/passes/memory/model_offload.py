@@ -40,10 +40,10 @@ _WAYS = 2
 
 
 def apply(pipeline: Any, settings: NoSettings, context: Context) -> Undo:
-    """Let components take turns on the device that the denoiser is on now."""
+    """Let components take turns on the device where the pipeline is to run."""
     import torch
 
-    device = next(iter(denoisers_of(pipeline).values())).device
+    device = context.device or next(iter(denoisers_of(pipeline).values())).device
     parts = {n: p for n, p in pipeline.components.items() if isinstance(p, torch.nn.Module)}
     homes = {name: next(part.parameters()).device for name, part in parts.items()}
     before = {mark: vars(pipeline)[mark] for mark in _MARKS if mark in vars(pipeline)}

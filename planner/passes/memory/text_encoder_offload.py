@@ -57,13 +57,13 @@ def apply(pipeline: Any, settings: TextEncoderOffloadSettings, context: Context)
         how = {"num_blocks_per_group": _ALL}
 
     def as_one(model: Any, device: Any) -> None:
-        copies = _copies(model)
+        copies = _copies(model, device)
         apply_group_offloading(model, onload_device=device, **how)
         for group in _groups(model):
             _keep_on_host(group, copies)
 
     models = text_encoders_of(pipeline).values()
-    undo = grouped(models, as_one)
+    undo = grouped(models, as_one, context.device)
     context.statistics.update(encoders=len(models))
     return undo
 
@@ -72,10 +72,11 @@ def _tensors(module: Any) -> Iterable[Any]:
     return (*module.parameters(), *module.buffers())
 
 
-def _copies(model: Any) -> dict[Any, Any]:
-    """Return every tensor's copy on the host; on a CPU it is the tensor itself."""
+def _copies(model: Any, device: Any) -> dict[Any, Any]:
+    """Return every tensor's copy on the host; where a CPU computes it is the tensor itself."""
+    pinned = device.type == "cuda"
     return {
-        tensor: tensor.data.cpu().pin_memory() if tensor.is_cuda else tensor.data
+        tensor: tensor.data.cpu().pin_memory() if pinned or tensor.is_cuda else tensor.data
         for tensor in _tensors(model)
     }
 

@@ -63,7 +63,7 @@ class Int8DynamicSettings(Settings):
 def apply(pipeline: Any, settings: Int8DynamicSettings, context: Context) -> Undo:
     """Give every layer in scope its INT8 kernel; packed weights stay in the memo."""
     found, excluded = layers(pipeline, settings)
-    kind = str(denoiser_of(pipeline).device.type)
+    kind = context.device or str(denoiser_of(pipeline).device.type)
     engine = engine_for(kind, settings.engine)
     context.statistics.update(layers=len(found), excluded=len(excluded), engine=engine)
     if engine == "torchao":
