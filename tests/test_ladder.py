@@ -46,9 +46,24 @@ def test_each_rung_stands_on_the_one_below_and_takes_less_time(capsys: Shown) ->
         assert set(below["passes"]) <= set(rung["passes"])
         assert rung["low"] < rung["seconds"] < rung["high"]
     assert "unknown" in rungs[-1]["quality"] and rungs[0]["usd_per_1000"] > 0
+    assert rungs[0]["anchors"] == []
+    new = ("fp8_dynamic", "first_block_cache", "steps")
+    for rung, technique in zip(rungs[1:], new, strict=True):
+        assert {one["technique"] for one in rung["anchors"]} == {technique}
+        assert all(one["sources"] and one["low"] <= one["high"] for one in rung["anchors"])
+        assert "published: LPIPS" in rung["quality"]
     assert [point["memory"] for point in found["front"]] == sorted(
         (point["memory"] for point in found["front"]), reverse=True
     )
+
+
+def test_the_notes_name_released_students(capsys: Shown) -> None:
+    assert run(["plan", "sd3.5-large", "--target", "h200"]) == 0
+    text = capsys.readouterr().out
+    assert "distillation: not on the ladder yet; released students of this model: " in text
+    assert "stabilityai/stable-diffusion-3.5-large-turbo (4 steps)" in text
+    assert run(["plan", "sd1.5", "--target", "rtx-4090"]) == 0
+    assert "released students of this model: none known" in capsys.readouterr().out
 
 
 def test_a_goal_that_the_model_meets_already_needs_no_rung(capsys: Shown) -> None:

@@ -35,7 +35,8 @@ def command(model: str, emit: Path | None, as_json: bool, **asked: Any) -> None:
     """Predict the ladder of passes for MODEL on a device: quantize, fit, cache, fewer steps.
 
     Nothing is loaded, downloaded or measured. Times and memory are predictions with an interval;
-    quality is never predicted. Distillation is not on the ladder yet.
+    quality is never predicted, only what others published of it is shown. The distillation rung
+    joins the ladder with its own family of passes; until then released students are named.
 
     A policy that --emit writes is refused by `planner.load` unless it is asked for with
     allow=("predicted",).
@@ -81,6 +82,7 @@ def _text(model: str, planned: Planned) -> str:
         before = one.seconds
     head = ("rung", "a call", "four of five", "buys", "memory", "per 1,000", "plan")
     notes = [f"  {one.name}: {one.quality}; rests on {one.rests_on}" for one in ladder.rungs[1:]]
+    notes.append(f"  distillation: not on the ladder yet; {_students(model)}")
     verdict = "the last rung meets the goal"
     if ladder.last.lacks:
         verdict = f"no rung fits the memory: the last lacks {ladder.last.lacks / _GIB:.1f} GiB"
@@ -91,3 +93,12 @@ def _text(model: str, planned: Planned) -> str:
         "", verdict, *notes, "", "not legal there:",
         *(f"  {line}" for line in planned.exclusions),
     ])  # fmt: skip
+
+
+def _students(model: str) -> str:
+    """Name the released few-step weights that the catalogue knows of a model."""
+    from planner.prediction.meta import entry_for
+
+    known = [f"{one.repository} ({' or '.join(map(str, one.steps))} steps)"
+             for one in entry_for(model).distilled]  # fmt: skip
+    return f"released students of this model: {', '.join(known) or 'none known'}"

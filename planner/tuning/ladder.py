@@ -1,18 +1,21 @@
 """The ladder that is recommended on a device that is not here: each rung predicted, none measured.
 
 Rungs come in the order in which people adopt them: quantize, make it fit, cache, take fewer steps.
-Every rung stands on those below it. Quality is not predicted.
+Every rung stands on those below it. Quality is not predicted: what others published of a rung's
+passes stands beside it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 from planner.case.goal import Goal
 from planner.case.noun import Noun
 from planner.case.work import Work
 from planner.catalog.devices import Card
+from planner.catalog.quality import Published, published, sentence
 from planner.passes import registry
 from planner.passes.base import Family, Fidelity
 from planner.plans.graph import Graph
@@ -36,7 +39,7 @@ class Rung(Noun):
 
     `seconds` is the middle of `low` and `high`; `lacks` the bytes by which its memory is over the
     limit, zero where it fits. `rests_on` says what the figures stand on, `quality` what is known
-    of the images.
+    of the images, `anchors` what others measured of those that its new passes make.
     """
 
     name: Name
@@ -49,6 +52,7 @@ class Rung(Noun):
     lacks: float
     rests_on: str
     quality: str
+    anchors: tuple[Published, ...] = ()
 
 
 class Ladder(Noun):
@@ -93,8 +97,18 @@ class Planner:
             if higher is not None:
                 stack = dict(higher.passes)
                 rungs.append(higher)
+        rungs[1:] = [self._anchored(below, rung) for below, rung in pairwise(rungs)]
         return Ladder(rungs=tuple(rungs), meets=self._meets(rungs[-1]),
                       floor=self._floor(stack), front=self._front())  # fmt: skip
+
+    def _anchored(self, below: Rung, rung: Rung) -> Rung:
+        """Return a rung with what others measured of the images of its new, inexact passes."""
+        new = [name for name in rung.passes if name not in below.passes
+               and registry.get(name).fidelity is not Fidelity.EXACT]  # fmt: skip
+        model = self._graph.case.model.id
+        found = tuple(one for name in new for one in published(name, model))
+        words = [rung.quality, sentence(new, model)] if new else [rung.quality]
+        return rung.model_copy(update={"anchors": found, "quality": "; ".join(words)})
 
     def _estimate(self, stack: Stack) -> Estimate:
         plan = Plan.of(stack)
