@@ -74,5 +74,13 @@ def test_a_goal_that_the_model_meets_already_needs_no_rung(capsys: Shown) -> Non
 
 def test_a_budget_below_what_one_step_takes_says_the_floor(capsys: Shown) -> None:
     assert run(["plan", "sdxl", "--target", "t4", "--budget", "1ms"]) == 0
-    assert "no rung meets the goal; one step of the last takes" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "no rung meets the goal: one step of the last rung takes" in said
+    assert " of it to decode" in said
     assert run(["plan", "sdxl", "--target", "t44"]) == 2
+
+
+def test_a_format_that_takes_longer_is_no_rung_where_all_fits_without_it(capsys: Shown) -> None:
+    found = planned(capsys, "sdxl", "--target", "t4", "--budget", "20s")
+    assert [rung["name"] for rung in found["rungs"]] == ["untouched", "steps"]
+    assert sum(found["floor"].values()) == pytest.approx(found["floor_seconds"])

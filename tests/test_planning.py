@@ -43,7 +43,7 @@ def test_where_no_rung_meets_the_goal_nothing_is_written(tmp_path: Path, capsys:
     assert run([*asked]) == 3 and not file.exists()
     said = capsys.readouterr().err
     assert "no plan is predicted to meet the goal (at most 1ms a call" in said
-    assert "with one step" in said and "raise the budget" in said
+    assert "one step of the last rung takes" in said and "raise the budget" in said
 
 
 def test_what_does_not_fit_says_by_how_much() -> None:

@@ -61,7 +61,7 @@ def _facts(model: str, planned: Planned) -> dict[str, Any]:
     ladder = planned.ladder
     return {
         "model": model, "target": planned.card.id, "status": "predicted", "meets": ladder.meets,
-        "floor_seconds": ladder.floor,
+        "floor_seconds": sum(ladder.floor.values()), "floor": ladder.floor,
         "rungs": [one.model_dump() | {"usd_per_1000": planned.usd_per_1000(one)}
                   for one in ladder.rungs],
         "front": [{"plan": plan, "seconds": seconds, "memory": memory}
@@ -76,7 +76,8 @@ def _text(model: str, planned: Planned) -> str:
     for one in ladder.rungs:
         fits = f"lacks {one.lacks / _GIB:.1f} GiB" if one.lacks else "fits"
         cost = planned.usd_per_1000(one)
-        rows.append((one.name, f"{one.seconds:.3g} s", f"{one.low:.3g} to {one.high:.3g}",
+        seconds, low, high = map(_short, (one.seconds, one.low, one.high))
+        rows.append((one.name, f"{seconds} s", f"{low} to {high}",
                      f"{before / one.seconds:.2f}×", f"{one.memory / _GIB:.1f} GiB, {fits}",
                      "–" if cost is None else f"${cost:.2f}", one.plan))  # fmt: skip
         before = one.seconds
@@ -87,12 +88,16 @@ def _text(model: str, planned: Planned) -> str:
     if ladder.last.lacks:
         verdict = f"no rung fits the memory: the last lacks {ladder.last.lacks / _GIB:.1f} GiB"
     elif not ladder.meets:
-        verdict = f"no rung meets the goal; one step of the last takes {ladder.floor:.2g} s at best"
+        verdict = f"no rung meets the goal: {ladder.floor_said}"
     return "\n".join([
         f"{model} on {planned.card.name}: predicted, nothing was measured", "", table(head, rows),
         "", verdict, *notes, "", "not legal there:",
         *(f"  {line}" for line in planned.exclusions),
     ])  # fmt: skip
+
+
+def _short(seconds: float) -> str:
+    return f"{seconds:.3g}" if seconds < 1000 else f"{seconds:.0f}"
 
 
 def _students(model: str) -> str:

@@ -23,6 +23,7 @@ from planner.plans.plan import Plan
 from planner.prediction.estimate import Estimate, estimate
 from planner.prediction.memory import peak
 from planner.prediction.speeds import fitted, margin
+from planner.units import format_seconds
 
 Stack = dict[str, Mapping[str, Any]]
 Name = Literal["untouched", "quantize", "fit", "cache", "steps"]
@@ -30,6 +31,8 @@ Name = Literal["untouched", "quantize", "fit", "cache", "steps"]
 _COMPILER = "compile_blocks"
 _PRECISION = "denoiser.linear_precision"
 _REUSE = "denoiser.step_reuse"
+_BOUNDS = {"encode": "encode the prompt", "denoise": "denoise", "decode": "decode",
+           "host": "start a call on the host"}  # fmt: skip
 _FEWEST_STEPS = 4
 _MOST_MEMORY_PASSES = 2
 
@@ -56,20 +59,29 @@ class Rung(Noun):
 
 
 class Ladder(Noun):
-    """All rungs, whether the last one meets the goal, and the least time any plan could take.
+    """All rungs, whether the last one meets the goal, and the least that any plan could take.
 
-    `front` holds every predicted plan that no other beats in both seconds and memory.
+    `floor` is the seconds of the last rung with a single step at the optimistic end, by what takes
+    them: encode, denoise and decode, and the host outside all of these. `front` holds every
+    predicted plan that no other beats in both seconds and memory.
     """
 
     rungs: tuple[Rung, ...]
     meets: bool
-    floor: float
+    floor: dict[str, float]
     front: tuple[tuple[str, float, float], ...]
 
     @property
     def last(self) -> Rung:
         """Return the highest rung."""
         return self.rungs[-1]
+
+    @property
+    def floor_said(self) -> str:
+        """Say how little time is left to save, and what bounds it."""
+        most = max(self.floor, key=self.floor.__getitem__)
+        least, part = format_seconds(sum(self.floor.values())), format_seconds(self.floor[most])
+        return f"one step of the last rung takes {least} at best, {part} of it to {_BOUNDS[most]}"
 
 
 class Planner:
@@ -152,14 +164,18 @@ class Planner:
         return stack | {name: registry.get(name).seeds[0] for name in names}
 
     def _quantized(self, stack: Stack) -> Stack | None:
-        """Return the number format that is fastest once it fits, smallest where none does."""
+        """Return the number format that is fastest once it fits, smallest where none does.
+
+        None where every format takes longer than none and all fits without one.
+        """
         found = []
         for names in ([name] for name in self._owning(_PRECISION)):
             both = (self._with(stack, *names, _COMPILER), self._with(stack, *names))
             found += [grown for grown in both if self._legal(grown)][:1]
         alone = self._with(stack, _COMPILER)
         found += [alone] if self._legal(alone) else []
-        return min(found, key=self._order) if found else None
+        best = min(found, key=self._order, default=stack)
+        return best if self._order(best) < self._order(stack) else None
 
     def _order(self, stack: Stack) -> tuple[float, float]:
         """Rank by what the memory lacks once weights may move, then by the time that takes."""
@@ -240,12 +256,12 @@ class Planner:
             "high": below.high * scale, "quality": "another trajectory: unknown until measured",
         })  # fmt: skip
 
-    def _floor(self, stack: Stack) -> float:
+    def _floor(self, stack: Stack) -> dict[str, float]:
         """Return what the highest stack takes at its least with one denoising step."""
         found = self._estimate({name: v for name, v in stack.items() if name != "steps"})
-        steps = self._graph.case.workload.steps
-        inside = found.by_phase["denoise"]
-        return (found.seconds - inside + inside / steps) * found.low / found.seconds
+        parts = found.by_phase | {"host": found.seconds - sum(found.by_phase.values())}
+        parts["denoise"] /= self._graph.case.workload.steps
+        return {name: part * found.low / found.seconds for name, part in parts.items()}
 
     def _front(self) -> tuple[tuple[str, float, float], ...]:
         points = sorted((e.seconds, e.memory.total, str(plan)) for plan, e in self._seen.items())

@@ -71,8 +71,7 @@ class Planned(Noun):
         last = self.ladder.last
         if last.lacks:
             return f"{last.plan} lacks {format_bytes(last.lacks)}"
-        return (f"{last.plan} takes {format_seconds(last.seconds)}, and with one step "
-                f"{format_seconds(self.ladder.floor)} at best")  # fmt: skip
+        return f"{last.plan} takes {format_seconds(last.seconds)}; {self.ladder.floor_said}"
 
 
 def plan(
