@@ -17,7 +17,7 @@ pair := .venv/.torch-$(TORCH)-$(TORCHVISION)
 ready := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tune publish claims test lint clean
+.PHONY: help setup tune publish claims predicted test lint clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
@@ -38,6 +38,16 @@ publish: $(ready) ## put what make tune concluded beside the code: policy, page,
 
 claims: $(ready) ## what others state beside what planner computes, into reports/claims.md
 	$(bin)/python reports/claims.py
+
+# Each file's own provenance names its command again.
+predicted: $(ready) ## what planner predicts for devices that are not here, into policies/
+	$(bin)/planner plan flux.2-dev --target b200 --budget 4s --emit policies/flux.2-dev/b200/4s.yaml
+	$(bin)/planner plan flux.2-dev --target rtx-5090 --vram 32GB --emit policies/flux.2-dev/rtx-5090/32GB.yaml
+	$(bin)/planner plan qwen-image --target h20 --budget 40s --emit policies/qwen-image/h20/40s.yaml
+	$(bin)/planner plan qwen-image --target h100-sxm --budget 20s --emit policies/qwen-image/h100-sxm/20s.yaml
+	$(bin)/planner plan sd3.5-large --target rtx-4070 --vram 12GiB --emit policies/sd3.5-large/rtx-4070/12GiB.yaml
+	$(bin)/planner plan wan2.2-t2v-a14b --target h100-sxm --height 720 --width 1280 --budget 20m --emit policies/wan2.2-t2v-a14b/h100-sxm/20m.yaml
+	$(bin)/planner plan flux.1-dev --target rtx-4090 --budget 8s --emit policies/flux.1-dev/rtx-4090/8s.yaml
 
 # One thread: the models of the tests are tiny, worker processes run beside the test process, and
 # results must not depend on the number of cores.

@@ -84,3 +84,9 @@ def test_a_format_that_takes_longer_is_no_rung_where_all_fits_without_it(capsys:
     found = planned(capsys, "sdxl", "--target", "t4", "--budget", "20s")
     assert [rung["name"] for rung in found["rungs"]] == ["untouched", "steps"]
     assert sum(found["floor"].values()) == pytest.approx(found["floor_seconds"])
+
+
+def test_without_a_goal_every_rung_is_shown_that_changes_no_steps(capsys: Shown) -> None:
+    found = planned(capsys, "flux.1-dev", "--target", "h100-sxm")
+    assert [rung["name"] for rung in found["rungs"]] == ["untouched", "quantize", "cache"]
+    assert found["meets"]

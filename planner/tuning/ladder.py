@@ -99,12 +99,12 @@ class Planner:
         stack: Stack = {}
         rungs = [self._rung("untouched", stack, "the reference")]
         for name, choose in (("quantize", self._quantized), ("fit", self._fitting)):
-            better = choose(stack) if not self._meets(rungs[-1]) else None
+            better = choose(stack) if self._climbs(rungs[-1]) else None
             if better is not None:
                 stack = better
                 rungs.append(self._rung(name, stack, _quality(stack)))  # type: ignore[arg-type]
         for climb in (self._cached, self._shorter):
-            wanted = not self._meets(rungs[-1]) and rungs[-1].lacks == 0
+            wanted = self._climbs(rungs[-1]) and rungs[-1].lacks == 0
             higher = climb(stack, rungs[-1]) if wanted else None
             if higher is not None:
                 stack = dict(higher.passes)
@@ -152,6 +152,11 @@ class Planner:
     def _meets(self, rung: Rung) -> bool:
         budget = self._goal.budget_seconds
         return rung.lacks == 0 and (budget is None or rung.seconds <= budget)
+
+    def _climbs(self, rung: Rung) -> bool:
+        """Tell whether a rung is not the end: the goal is not met, or none was set."""
+        without = self._goal.budget_seconds is None and self._goal.vram_bytes is None
+        return without or not self._meets(rung)
 
     def _legal(self, stack: Stack) -> bool:
         return self._graph.why_not(Plan.of(stack)) is None
