@@ -116,7 +116,7 @@ def difference(one: Claim, value: float) -> str:
         return "none" if low == high else "inside"
     if one.unit == "%":
         points = round(value - near)
-        return f"{points:+} points" if points else "none"
+        return f"{points:+} point{'s' * (abs(points) > 1)}" if points else "none"
     share = value / near - 1
     if abs(share) < ROUNDS_AWAY:
         return "none"
