@@ -1,11 +1,13 @@
 """Writes claims.md: `python reports/claims.py`, or `make claims`.
 
 Numbers that talks, papers and vendors state, beside what planner computes from the catalogue, the
-counted work and the fitted roofline. The rows lie in claims.yaml. Nothing here was measured.
+counted work and the fitted roofline. The rows lie in claims/, one file a heading: `by` names a
+function of formulas.py and `of` its arguments. Nothing here was measured.
 """
 
 from __future__ import annotations
 
+from math import floor, log10
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,11 @@ from planner import strict_yaml
 from planner.case.noun import Noun
 
 HERE = Path(__file__).parent
-DATA = HERE / "claims.yaml"
+HEADINGS = ("work", "latency", "memory", "composition", "bounds", "not computed")
 ROUNDS_AWAY = 5e-5
 """A smaller difference shows as none."""
+FINE = 0.01
+"""Up to this difference its digits matter: counts differ by less, predictions by more."""
 
 
 class Claim(Noun):
@@ -43,8 +47,12 @@ class Claim(Noun):
 
 def claims() -> dict[str, tuple[Claim, ...]]:
     """Return the rows of every heading."""
-    found = strict_yaml.read(DATA, what="the claims")
-    return {heading: tuple(map(Claim.model_validate, rows)) for heading, rows in found.items()}
+    return {heading: _read(heading) for heading in HEADINGS}
+
+
+def _read(heading: str) -> tuple[Claim, ...]:
+    file = HERE / "claims" / f"{heading.replace(' ', '-')}.yaml"
+    return tuple(map(Claim.model_validate, strict_yaml.read(file, what="claims")["claims"]))
 
 
 def page() -> str:
@@ -78,7 +86,7 @@ def row(one: Claim) -> str:
     """Return a computed claim as a row of its table."""
     value = one.computed()
     return (f"| {_items(one)} | {one.says} | {one.source} | {stated(one)} | "
-            f"{_short(value)}{_unit(one)} | {difference(one, value)} | {one.why} |")  # fmt: skip
+            f"{computed(one, value)} | {difference(one, value)} | {one.why} |")  # fmt: skip
 
 
 def stated(one: Claim) -> str:
@@ -87,6 +95,15 @@ def stated(one: Claim) -> str:
         return one.stated
     ends = one.stated if isinstance(one.stated, tuple) else (one.stated,)
     return " to ".join(f"{end:,.7g}" for end in ends) + _unit(one)
+
+
+def computed(one: Claim, value: float) -> str:
+    """Return what is computed with its unit, to the decimals of what is stated or three digits."""
+    ends = one.stated if isinstance(one.stated, tuple) else (one.stated,)
+    decimals = max(len(f"{end:.7g}".partition(".")[2]) for end in ends if not isinstance(end, str))
+    digits = 2 - floor(log10(abs(value))) if value else 0
+    shown = 0 if value == round(value) else max(decimals, digits, 0)
+    return f"{value:,.{shown}f}{_unit(one)}"
 
 
 def difference(one: Claim, value: float) -> str:
@@ -99,9 +116,11 @@ def difference(one: Claim, value: float) -> str:
         return "none" if low == high else "inside"
     if one.unit == "%":
         points = round(value - near)
-        return f"{points:+} points" if points else "none"
+        return f"{points:+} point{'s' * (abs(points) > 1)}" if points else "none"
     share = value / near - 1
-    return "none" if abs(share) < ROUNDS_AWAY else f"{share:+.2%}"
+    if abs(share) < ROUNDS_AWAY:
+        return "none"
+    return f"{share:+.2%}" if abs(share) < FINE else f"{share:+.0%}"
 
 
 def _items(one: Claim) -> str:
@@ -110,10 +129,6 @@ def _items(one: Claim) -> str:
 
 def _unit(one: Claim) -> str:
     return f" {one.unit}" if one.unit else ""
-
-
-def _short(value: float) -> str:
-    return f"{value:,.2f}" if abs(value) > 1000 else f"{value:.4g}"
 
 
 if __name__ == "__main__":

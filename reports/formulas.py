@@ -1,4 +1,4 @@
-"""What `claims.yaml` may ask of planner: one short function for every kind of number.
+"""What the rows of claims/ may ask of planner: one short function for every kind of number.
 
 A function is named by a row's `by` and gets the row's `of` as keyword arguments. All of them rest
 on the catalogue, the counted work, the passes' effects and the fitted roofline.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from math import prod
 from typing import Any, Literal
 
 from planner.case.noun import Noun, Scalar
@@ -125,9 +126,14 @@ def skipping(run: Words, skipped: float) -> float:
     return 100 * (seconds(run, skipped) / seconds(run) - 1)
 
 
-def efficiency(product: float, before: Words, after: Words, skipped: float) -> float:
-    """Return what is left of the product of single gains in the predicted stack."""
-    return speedup(before, after, skipped) / product
+def product(gains: list[Words]) -> float:
+    """Return the product of gains that are predicted one by one."""
+    return prod(speedup(**gain) for gain in gains)
+
+
+def efficiency(of: float, before: Words, after: Words, skipped: float) -> float:
+    """Return what is left of a product of single gains in the predicted stack."""
+    return speedup(before, after, skipped) / of
 
 
 def phase_share(run: Words, phase: str) -> float:
@@ -198,8 +204,8 @@ def cost(latency: float, price: float = 0.0) -> float:
 FORMULAS: dict[str, Callable[..., float]] = {
     one.__name__: one
     for one in (tflops, attention_share, forwards, fewer_forwards, parameters, weights, peak,
-                change, seconds, speedup, skipping, efficiency, phase_share, rate, frame_rate,
-                utilisation, at_peak, device, cards_that_hold, block_bits, nvfp4_bits,
+                change, seconds, speedup, skipping, product, efficiency, phase_share, rate,
+                frame_rate, utilisation, at_peak, device, cards_that_hold, block_bits, nvfp4_bits,
                 nvfp4_block, step_bound, cost)
 }  # fmt: skip
 """Every formula by the name that a row's `by` gives it."""
