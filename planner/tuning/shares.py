@@ -48,7 +48,7 @@ class Shares:
     def expect(self, name: str, settings: Settings, steps: float) -> Share:
         """Return the share that a cache will compute; one value where it has run before."""
         if not self.knows(name):
-            return _published()
+            return Share(*(1 / (1 + (1 / share - 1) * steps) for share in _published()))
         reused = self._reused(name, _reach(settings, steps))
         start = _start(settings)
         share = start + (1 - start) / (1 + reused)
