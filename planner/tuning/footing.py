@@ -18,7 +18,7 @@ from planner.catalog.devices import card_of
 from planner.catalog.reader import entry, known
 from planner.errors import PlannerError, UsageError
 from planner.measure import calibration
-from planner.prediction.roofline import Speeds
+from planner.prediction.roofline import Speeds, Table, price
 from planner.prediction.speeds import FITTED, fit_of, rests_on, speeds
 from planner.run.devices.base import Backend, backend
 from planner.run.pipeline import PipelineSource
@@ -47,6 +47,7 @@ def footing(source: PipelineSource, case: Case, root: Path, progress: Progress) 
         device = _Device.here(backend(source.device), root)
         begun = time.monotonic()
         work = _work(source.model, case.workload)
+        price(Table.of([work]), [device.eager])  # refuses a number format without a unit here
     except (PlannerError, OSError) as error:
         progress.say(f"no predictions: {error}")
         return None
