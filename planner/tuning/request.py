@@ -80,8 +80,8 @@ class TuneResult(Noun):
     memory: Quantity
     trials: int
     failed_trials: int
-    skipped: int
-    rank_correlation: float | None
+    skipped: int = 0
+    rank_correlation: float | None = None
     seconds: float
     share_in_pipeline: float
     overhead_seconds_per_trial: float
