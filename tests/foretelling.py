@@ -14,8 +14,8 @@ from planner.tuning.foresight import Foresight, Prediction
 from tests.page_study import plan
 from tests.test_search import REFERENCE
 
-SPEEDS = Speeds(products={"float32": 1e9, "tf32": 1e9}, convolution=1.0, attention={"": 1.0},
-                bandwidth=1e9, cached=1.0, cache=1.0, launch=0.0, ramp=0.0, call=0.0, step=0.0,
+SPEEDS = Speeds(products={"float32": 1e9}, convolution=1.0, attention={"": 1.0},
+                bandwidth=1e9, cached=1.0, cache=1.0, launch=1e-12, ramp=0.0, call=0.0, step=0.0,
                 link=1e9)  # fmt: skip
 STEPS = 50
 

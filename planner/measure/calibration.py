@@ -48,12 +48,10 @@ def stored(device: Device, root: Path) -> Calibration | None:
     if not file.exists():
         return None
     try:
-        found = Calibration.model_validate(json.loads(file.read_text(encoding="utf-8")))
+        return Calibration.model_validate(json.loads(file.read_text(encoding="utf-8")))
     except (ValidationError, ValueError) as error:
         way_out = "delete it and run planner doctor --calibrate"
         raise InvalidFile(f"{file} is damaged", value=str(file), way_out=way_out) from error
-    # Earlier versions did not measure what convolutions in float32 multiply.
-    return found if "tf32" in found.speeds.products else None
 
 
 def store(found: Calibration, root: Path) -> Path:
@@ -149,7 +147,7 @@ class _Bench:
         """Return the speed of linear layers on a CPU, in 8 bit by the kernels that the pass uses.
 
         Both are timed by turns: what counts is how many times as fast one is as the other, and a
-        busy machine must not slow down one alone. A CPU shortens no float32 product.
+        busy machine must not slow down one alone.
         """
         from planner.hooks.integer import engine_for, integer_linear
 
@@ -160,8 +158,7 @@ class _Bench:
             vars(layers["int8"]).update(integer_linear(layers["int8"], engine_for("cpu")))
         x = self._random(rows, wide)
         taken = self._by_turns([partial(layer, x) for layer in layers.values()])
-        found = {name: 2 * rows * wide**2 / each for name, each in zip(layers, taken, strict=True)}
-        return found | {"tf32": found["float32"]}
+        return {name: 2 * rows * wide**2 / each for name, each in zip(layers, taken, strict=True)}
 
     def _float8(self) -> dict[str, float]:
         """Return the speed of scaled FP8 products where the device has them."""

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from planner.case.noun import Noun
+from planner.case.telemetry import Telemetry
 from planner.case.work import Operation, Phase, Work
 from planner.errors import UsageError
 from planner.passes import registry
@@ -31,8 +32,8 @@ FEWEST = 3
 
 _REUSE = "denoiser.step_reuse"
 _COMPILER = "compile_blocks"
-_RIDGE = 0.25
-"""How strongly a pass's correction is held at none, in trials: one trial moves it by 80 %."""
+_RIDGE = 1.0
+"""How strongly a pass's correction is held at none, in trials: one trial moves it by half."""
 
 _RECENT = 8
 """Predictions on whose errors the interval rests: earlier ones knew less."""
@@ -81,7 +82,9 @@ class Foresight:
 
     def __init__(self, footing: Footing, reference_seconds: float) -> None:
         self._footing, self._reference = footing, reference_seconds
-        self._untouched = _seconds(footing.work, footing.eager)
+        self._eager = explained(footing.eager, footing.work, reference_seconds)
+        self._compiled = explained(footing.compiled, footing.work, reference_seconds)
+        self._untouched = _seconds(footing.work, self._eager)
         self._steps = _steps(footing.work)
         self._shares = Shares()
         self._lessons: list[_Lesson] = []
@@ -138,14 +141,16 @@ class Foresight:
     def _work(self, plan: Plan, shares: dict[str, float]) -> Work:
         work = self._footing.work
         for one in plan.passes:
-            work = registry.get(one.name).effect(work, one.parsed(), None)
+            effect, settings = registry.get(one.name).effect, one.parsed()
             if one.name in shares:
-                work = _reused(work, shares[one.name])
+                work = _reused(work, effect(work, settings, _still(work)), shares[one.name])
+            else:
+                work = effect(work, settings, None)
         return work
 
     def _ratio(self, plan: Plan, shares: dict[str, float]) -> float | None:
         """Return the roofline's share of the untouched call, None without the unit it needs."""
-        speeds = self._footing.compiled if _COMPILER in plan else self._footing.eager
+        speeds = self._compiled if _COMPILER in plan else self._eager
         try:
             return _seconds(self._work(plan, shares), speeds) / self._untouched
         except UsageError:
@@ -201,6 +206,21 @@ def rank_correlation(trials: Sequence[Trial], reference: float) -> float | None:
     return float(spearmanr(predicted, measured).statistic)
 
 
+def explained(speeds: Speeds, work: Work, reference: float) -> Speeds:
+    """Return the speeds with kernels that start as slowly as the untouched call shows.
+
+    A CPU starts its kernels itself, with Python between them: what a call takes beyond the
+    roofline is spread over its launches. On a GPU that time hides behind the device's.
+    """
+    missing = reference - _seconds(work, speeds)
+    launches = sum(
+        phase.calls * op.launches * op.share for phase in work.phases for op in phase.operations
+    )
+    if speeds.launch > 0 or missing <= 0 or launches <= 0:
+        return speeds
+    return speeds.model_copy(update={"ramp": speeds.ramp + missing / launches})
+
+
 def _seconds(work: Work, speeds: Speeds) -> float:
     return float(price(Table.of([work]), [speeds]).total[0])
 
@@ -214,13 +234,27 @@ def _steps(work: Work) -> float:
     return max(branches.values(), default=0.0)
 
 
-def _reused(work: Work, share: float) -> Work:
-    """Return the work whose block stack runs at a share of the denoiser's calls."""
+def _still(work: Work) -> Telemetry:
+    """Return the telemetry of a run in which no step changes anything."""
+    steps = {phase.branch or "single": (0.0,) * (round(phase.calls) - 1)
+             for phase in work.phases if phase.name == "denoise"}  # fmt: skip
+    return Telemetry(branches={branch: (none, none) for branch, none in steps.items()})
 
-    def less(op: Operation) -> Operation:
-        return op.model_copy(update={"share": op.share * share}) if op.block else op
 
-    def cached(phase: Phase) -> Phase:
-        return phase.mapped(less) if phase.name == "denoise" else phase
+def _reused(work: Work, still: Work, share: float) -> Work:
+    """Return the work whose block stack runs at a share of the denoiser's calls.
 
-    return work.mapped(cached)
+    `still` is what the cache leaves where nothing changes: what it runs even then, such as the
+    block that it watches, runs at every call.
+    """
+
+    def less(op: Operation, least: Operation) -> Operation:
+        runs = not op.block or least.share >= op.share
+        return op if runs else op.model_copy(update={"share": op.share * share})
+
+    def cached(phase: Phase, least: Phase) -> Phase:
+        pairs = zip(phase.operations, least.operations, strict=True)
+        return phase.model_copy(update={"operations": tuple(less(*pair) for pair in pairs)})
+
+    pairs = zip(work.phases, still.phases, strict=True)
+    return work.model_copy(update={"phases": tuple(cached(*pair) for pair in pairs)})
