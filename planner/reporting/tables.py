@@ -74,7 +74,7 @@ def trial_rows(found: Findings) -> tuple[TrialRow, ...]:
     front = {trial.number for trial in found.front}
     rows = [_trial_row(found, trial, front) for trial in found.trials]
     rows += [
-        TrialRow(int(body["number"]), str(body["plan"]), *"––––––",
+        TrialRow(int(body["number"]), str(body["plan"]), "–", "–", "–", "–", "–", "–",
                  "lost: the tuner stopped before it was finished", "", "failed")
         for body in found.lost
     ]  # fmt: skip
@@ -168,7 +168,7 @@ def _trial_row(found: Findings, trial: Trial, front: set[int]) -> TrialRow:
     predicted = words.seconds(trial.predicted.get("seconds"))
     if isinstance(trial.outcome, Failed):
         said = f"failed at {trial.outcome.stage}: {trial.outcome.reason}"
-        return TrialRow(trial.number, plan, origin, predicted, *"––––", said,
+        return TrialRow(trial.number, plan, origin, predicted, "–", "–", "–", "–", said,
                         trial.outcome.evidence, "failed")  # fmt: skip
     measured, score = trial.outcome, found.scores.get(trial.number)
     shown = trial == found.trial
