@@ -95,5 +95,31 @@ def card(name: str) -> Card:
     return found
 
 
+def card_of(device: Device) -> Card | None:
+    """Return the catalogued card that a CUDA device at hand is, None where it is none.
+
+    Drivers write names as they like ("NVIDIA H100 80GB HBM3"): the longest chip name wins that
+    stands in it, then the nearest memory, then whether both say PCIe.
+    """
+    name = _plain(device.name)
+    same = [
+        one for one in cards().values()
+        if device.kind == "cuda" and one.capability == device.capability and _chip(one) in name
+    ]  # fmt: skip
+
+    def unlike(one: Card) -> tuple[int, float, bool]:
+        memory = round(abs(one.memory_bytes / device.memory_bytes - 1), 1)
+        return (-len(_chip(one)), memory, ("pcie" in one.id) != ("pcie" in name))
+
+    return min(same, key=unlike, default=None)
+
+
+def _chip(card: Card) -> str:
+    """Return a card's name without form and memory, which drivers write otherwise."""
+    forms = ("sxm", "pcie", "nvl")
+    words = card.id.split("-")
+    return "".join(word for word in words if word not in forms and not word.endswith("gb"))
+
+
 def _plain(name: str) -> str:
     return "".join(c for c in name.lower().removeprefix("nvidia") if c.isalnum())

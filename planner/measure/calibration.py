@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -96,18 +96,26 @@ class _Bench:
 
     def _seconds(self, call: Callable[[], Any], inner: int = 1) -> float:
         """Return the median seconds of a call, from as many rounds as fit."""
+        return self._by_turns([call], inner)[0]
+
+    def _by_turns(self, calls: Sequence[Callable[[], Any]], inner: int = 1) -> list[float]:
+        """Return the median seconds of each of some calls, all of them in every round."""
         with self._torch.inference_mode():
-            call()
+            for call in calls:
+                call()
             self._backend.synchronize()
-            taken: list[float] = []
+            rounds: list[list[float]] = []
             begun = perf_counter()
-            while len(taken) < 5 or (perf_counter() - begun < _SECONDS and len(taken) < 200):
-                start = perf_counter()
-                for _ in range(inner):
-                    call()
-                self._backend.synchronize()
-                taken.append((perf_counter() - start) / inner)
-        return median(taken)
+            while len(rounds) < 5 or (perf_counter() - begun < _SECONDS and len(rounds) < 200):
+                rounds.append([self._once(call, inner) for call in calls])
+        return [median(taken) for taken in zip(*rounds, strict=True)]
+
+    def _once(self, call: Callable[[], Any], inner: int) -> float:
+        start = perf_counter()
+        for _ in range(inner):
+            call()
+        self._backend.synchronize()
+        return (perf_counter() - start) / inner
 
     def _random(self, *shape: int, dtype: str = "float32") -> Any:
         kind = getattr(self._torch, dtype)
@@ -115,27 +123,42 @@ class _Bench:
 
     def products(self) -> dict[str, float]:
         """Return FLOP/s of large products by type; a type without a unit is left out."""
-        side = self._side
-        types = ["float32"] if self._cpu else ["float32", "float16", "bfloat16"]
-        found = {}
-        for dtype in types:
+        return self._layers() if self._cpu else self._large() | self._tf32() | self._float8()
+
+    def _large(self) -> dict[str, float]:
+        """Return the speed of square products on a GPU."""
+        side, found = self._side, {}
+        for dtype in ("float32", "float16", "bfloat16"):
             a, b = self._random(side, side, dtype=dtype), self._random(side, side, dtype=dtype)
             found[dtype] = 2 * side**3 / self._seconds(partial(self._torch.mm, a, b))
-        return found | self._narrow()
+        return found
 
-    def _narrow(self) -> dict[str, float]:
-        """Return the speed of 8-bit linear layers, by the kernels that the passes use."""
-        if not self._cpu:
-            return self._float8()
-        if not any(feature.startswith("int8:") for feature in self._device.features):
-            return {}
+    def _tf32(self) -> dict[str, float]:
+        """Return the speed of float32 products where torch may shorten them, as convolutions do."""
+        side, before = self._side, self._torch.get_float32_matmul_precision()
+        a, b = self._random(side, side), self._random(side, side)
+        self._torch.set_float32_matmul_precision("high")
+        try:
+            return {"tf32": 2 * side**3 / self._seconds(partial(self._torch.mm, a, b))}
+        finally:
+            self._torch.set_float32_matmul_precision(before)
+
+    def _layers(self) -> dict[str, float]:
+        """Return the speed of linear layers on a CPU, in 8 bit by the kernels that the pass uses.
+
+        Both are timed by turns: what counts is how many times as fast one is as the other, and a
+        busy machine must not slow down one alone.
+        """
         from planner.hooks.integer import engine_for, integer_linear
 
-        rows, wide = 128, self._side
-        layer = self._torch.nn.Linear(wide, wide).requires_grad_(False)
-        vars(layer).update(integer_linear(layer, engine_for("cpu")))
+        rows, wide, linear = 128, self._side, self._torch.nn.Linear
+        layers = {"float32": linear(wide, wide).requires_grad_(False)}
+        if any(feature.startswith("int8:") for feature in self._device.features):
+            layers["int8"] = linear(wide, wide).requires_grad_(False)
+            vars(layers["int8"]).update(integer_linear(layers["int8"], engine_for("cpu")))
         x = self._random(rows, wide)
-        return {"int8": 2 * rows * wide**2 / self._seconds(partial(layer, x))}
+        taken = self._by_turns([partial(layer, x) for layer in layers.values()])
+        return {name: 2 * rows * wide**2 / each for name, each in zip(layers, taken, strict=True)}
 
     def _float8(self) -> dict[str, float]:
         """Return the speed of scaled FP8 products where the device has them."""

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+from planner.case.noun import Scalar
+from planner.case.workload import Workload
 from planner.catalog import reader
 from planner.catalog.entry import Component, Entry, Fact, Limits, Shape
 from planner.errors import InvalidFile, UsageError
@@ -54,10 +56,15 @@ def _reference(model: str) -> Shape:
     """Return the shape of an embedded model's reference call."""
     workload = reader.workload_for(model)
     assert workload is not None
+    return Shape.model_validate(sizes_of(workload))
+
+
+def sizes_of(workload: Workload) -> dict[str, Scalar]:
+    """Return the sizes of a call by the names of a `Shape`; those that it does not say are out."""
     call = workload.call
     sizes = {ours: call[theirs] for theirs, ours in _SIZES.items() if theirs in call}
     scale = call.get("true_cfg_scale", call.get("guidance_scale"))
-    return Shape.model_validate(sizes | {"guidance": scale, "batch": workload.batch_size})
+    return sizes | {"batch": workload.images} | ({} if scale is None else {"guidance": scale})
 
 
 def _like(pipeline: str, components: tuple[Component, ...]) -> Entry:

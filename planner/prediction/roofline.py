@@ -58,8 +58,12 @@ class Speeds(Noun):
     link: float
 
     def row(self) -> Columns:
-        """Return the speeds as one row of `Priced`'s columns; missing units are NaN."""
-        products = [self.products.get(name, np.nan) for name in DTYPES]
+        """Return the speeds as one row of columns; missing units are NaN.
+
+        Where nothing shortens products to TF32, as on a CPU, they are multiplied in float32.
+        """
+        known = {"tf32": self.products.get("float32", np.nan)} | self.products
+        products = [known.get(name, np.nan) for name in DTYPES]
         attention = [self.attention.get(name, np.nan) for name in KERNELS]
         rest = (self.convolution, self.bandwidth, self.cached, self.cache, self.launch, self.ramp,
                 self.call, self.step, self.link)  # fmt: skip

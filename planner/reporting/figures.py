@@ -14,6 +14,7 @@ from planner.plans.rules import Planned, effective_call
 from planner.reporting.findings import Findings
 from planner.trials.trial import Trial
 from planner.tuning.choose import incumbent
+from planner.tuning.foresight import compared
 
 Standing = Literal["inside", "outside", "stopped"]
 
@@ -73,12 +74,39 @@ class Strip(NamedTuple):
     calls: int
 
 
+class Foretold(NamedTuple):
+    """One trial: seconds expected before it ran, with their interval, and what it took."""
+
+    number: int
+    plan: str
+    predicted: float
+    low: float
+    high: float
+    measured: float
+
+    @property
+    def inside(self) -> bool:
+        """Tell whether the interval held what was measured."""
+        return self.low <= self.measured <= self.high
+
+
 def points(found: Findings) -> tuple[Point, ...]:
     """Return every measured plan of the study, in the order of trials."""
     front = {trial.number for trial in found.front}
     return tuple(
         _point(found, trial, front) for trial in found.trials if trial.number in found.scores
     )
+
+
+def foretold(found: Findings) -> tuple[Foretold, ...]:
+    """Return every measured trial that was predicted before it ran, in order."""
+    if found.reference is None:
+        return ()
+    return tuple(
+        Foretold(trial.number, str(trial.plan), predicted, trial.predicted.get("low", predicted),
+                 trial.predicted.get("high", predicted), measured)
+        for trial, predicted, measured in compared(found.trials, found.reference)
+    )  # fmt: skip
 
 
 def certified(found: Findings) -> Certified | None:

@@ -12,7 +12,7 @@ from planner.case.goal import Goal
 from planner.case.prompts import Prompt, Sample
 from planner.plans.plan import Plan
 from planner.trials.ledger import Ledger
-from planner.trials.trial import Trial
+from planner.trials.trial import Skipped, Trial
 from planner.tuning.certify import Rounds, Verdict
 from planner.tuning.choose import fastest, front, incumbent
 from planner.tuning.noise import Noise, resolve
@@ -56,6 +56,7 @@ class Findings:
     finalists: dict[str, Any] | None = None
     verdicts: tuple[Verdict, ...] = ()
     lost: tuple[dict[str, Any], ...] = ()
+    skipped: tuple[Skipped, ...] = ()
     end: dict[str, Any] | None = None
     policy: PolicyFile | None = field(default=None, compare=False)
 
@@ -209,5 +210,6 @@ def read_findings(folder: Path, policy: PolicyFile | None) -> Findings:
         samples=tuple(ledger.samples()), noise=noises[0] if noises else None,
         finalists=finalists[-1] if finalists else None,
         verdicts=tuple(Verdict.model_validate(body) for body in ledger.bodies("verdict")),
-        lost=tuple(ledger.bodies("lost")), end=ends[-1] if ends else None, policy=policy,
+        lost=tuple(ledger.bodies("lost")), skipped=tuple(ledger.skipped()),
+        end=ends[-1] if ends else None, policy=policy,
     )  # fmt: skip

@@ -17,6 +17,7 @@ from planner.measure.lpips import IMPLEMENTATION, Lpips
 from planner.policy.atomic import replace
 from planner.policy.file import PolicyFile
 from planner.reporting import figures, tables, words
+from planner.reporting.draw_foretold import draw_foretold
 from planner.reporting.draw_front import draw_front, draw_path
 from planner.reporting.draw_parts import Bar, Guide, draw_bars, draw_dots, draw_strips
 from planner.reporting.findings import Findings, read_findings
@@ -27,7 +28,8 @@ from planner.reporting.verdict import headline, summary
 from planner.tuning.score import AIM
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_DRAWINGS = ("front", "path", "strips", "bought_seconds", "bought_lpips", "rounds", "tail")
+_DRAWINGS = ("front", "path", "foretold", "strips", "bought_seconds", "bought_lpips", "rounds",
+             "tail")  # fmt: skip
 
 
 def write_page(path: Path, session_folder: Path, policy: PolicyFile | None) -> None:
@@ -53,6 +55,7 @@ def render(found: Findings, images: Path) -> str:
         figures=_figures(found), steps=figures.steps(found), trials=tables.trial_rows(found),
         finalists=tables.finalist_rows(found), certificate=tables.certificate_facts(found),
         bought=tables.bought_rows(found), groups=tables.environment(found),
+        foretold=tables.foretold_facts(found), skipped=tables.skipped_rows(found),
         excluded=dict(found.facts.get("excluded", {})), unused=unused(found),
     )  # fmt: skip
 
@@ -81,6 +84,9 @@ def _figures(found: Findings) -> dict[str, Markup]:
             else _guide("budget", found.goal.budget_seconds, words.seconds, "limit")
         )  # fmt: skip
         drawn["path"] = both(lambda w: draw_path(attempts, name, limit, w))
+    foretold = figures.foretold(found)
+    if foretold:
+        drawn["foretold"] = both(lambda w: draw_foretold(foretold, w), HALF)
     strips = figures.strips(found)
     if strips:
         drawn["strips"] = both(lambda w: draw_strips(strips, w))

@@ -9,10 +9,12 @@ from planner.case.outcome import Failed
 from planner.case.prompts import Prompt, hash_prompts
 from planner.plans.plan import Plan
 from planner.reporting import words
+from planner.reporting.figures import foretold
 from planner.reporting.findings import Findings
 from planner.reporting.verdict import NAMES, NO_BOUND, UNITS, describe_device
 from planner.trials.trial import Trial
 from planner.tuning.certify import ALPHA, Bound, Verdict
+from planner.tuning.foresight import rank_correlation
 
 
 class TrialRow(NamedTuple):
@@ -21,6 +23,7 @@ class TrialRow(NamedTuple):
     number: int
     plan: str
     origin: str
+    predicted: str
     seconds: str
     ratio: str
     lpips: str
@@ -71,11 +74,37 @@ def trial_rows(found: Findings) -> tuple[TrialRow, ...]:
     front = {trial.number for trial in found.front}
     rows = [_trial_row(found, trial, front) for trial in found.trials]
     rows += [
-        TrialRow(int(body["number"]), str(body["plan"]), "–", "–", "–", "–", "–",
+        TrialRow(int(body["number"]), str(body["plan"]), "–", "–", "–", "–", "–", "–",
                  "lost: the tuner stopped before it was finished", "", "failed")
         for body in found.lost
     ]  # fmt: skip
     return tuple(sorted(rows, key=lambda row: row.number))
+
+
+def skipped_rows(found: Findings) -> tuple[tuple[str, str], ...]:
+    """Return every plan that was ruled out by prediction, and what it would take at best."""
+    return tuple(
+        (str(one.plan), f"at best {words.seconds(one.predicted.get('low'))}, expected "
+                        f"{words.seconds(one.predicted.get('seconds'))}")
+        for one in found.skipped
+    )  # fmt: skip
+
+
+def foretold_facts(found: Findings) -> tuple[tuple[str, str], ...]:
+    """Return how well the trials were predicted: ranks, size of the error, intervals that held."""
+    seen = foretold(found)
+    if not seen or found.reference is None:
+        return ()
+    rank = rank_correlation(found.trials, found.reference)
+    off = median(abs(one.predicted / one.measured - 1) for one in seen)
+    trials = words.count(len(seen), "trial")
+    return (
+        ("rank correlation", f"too few to rank, {trials}" if rank is None
+         else f"{rank:.2f} (Spearman's), {trials}"),
+        ("median error", f"{off:.0%} of what was measured"),
+        ("inside the interval", f"{sum(one.inside for one in seen)} of {len(seen)}"),
+        ("skipped unmeasured", words.count(len(found.skipped), "plan")),
+    )  # fmt: skip
 
 
 def finalist_rows(found: Findings) -> tuple[FinalistRow, ...]:
@@ -136,9 +165,10 @@ def environment(found: Findings) -> tuple[Group, ...]:
 
 def _trial_row(found: Findings, trial: Trial, front: set[int]) -> TrialRow:
     plan, origin = str(trial.plan), trial.origin
+    predicted = words.seconds(trial.predicted.get("seconds"))
     if isinstance(trial.outcome, Failed):
         said = f"failed at {trial.outcome.stage}: {trial.outcome.reason}"
-        return TrialRow(trial.number, plan, origin, "–", "–", "–", "–", said,
+        return TrialRow(trial.number, plan, origin, predicted, "–", "–", "–", "–", said,
                         trial.outcome.evidence, "failed")  # fmt: skip
     measured, score = trial.outcome, found.scores.get(trial.number)
     shown = trial == found.trial
@@ -146,7 +176,7 @@ def _trial_row(found: Findings, trial: Trial, front: set[int]) -> TrialRow:
     said = measured.stopped_early or ("inside the limits" if inside else _outside(found, trial))
     mark = "winner" if shown else "front" if trial.number in front else "inside" if inside else ""
     return TrialRow(
-        trial.number, plan, origin, words.seconds(score.seconds if score else None),
+        trial.number, plan, origin, predicted, words.seconds(score.seconds if score else None),
         words.ratio(median(measured.ratios)), words.lpips(score.lpips if score else None),
         str(len(measured.lpips)), said, "", mark,
     )  # fmt: skip

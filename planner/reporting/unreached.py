@@ -41,10 +41,11 @@ def _counts(found: Findings, *, ended: bool) -> dict[str, Any]:
     spent = sum(trial.seconds for trial in found.trials)
     spent += sum(sample.seconds for sample in found.samples)
     end = (found.end or {}) if ended else {"seconds": round(spent, 1)}
-    told = ("seconds", "share_in_pipeline", "overhead_seconds_per_trial")
+    told = ("seconds", "share_in_pipeline", "overhead_seconds_per_trial", "rank_correlation")
     return {
         "trials": len(found.trials),
         "failed_trials": sum(trial.outcome.kind == "failed" for trial in found.trials),
+        "skipped": len(found.skipped),
     } | {name: end.get(name) for name in told}
 
 

@@ -21,11 +21,11 @@ from planner.case.prompts import Sample
 from planner.errors import InvalidFile, PlannerError, UsageError, nearest
 from planner.trials.lock import Lock
 from planner.trials.records import FORMAT, Record, encode, make, parse
-from planner.trials.trial import Trial
+from planner.trials.trial import Skipped, Trial
 
 KINDS = (
-    "study", "sample", "noise", "start", "trial", "lost", "artifact", "finalists", "verdict",
-    "end",
+    "study", "sample", "noise", "start", "trial", "skipped", "lost", "artifact", "finalists",
+    "verdict", "end",
 )  # fmt: skip
 """Every kind of record; a study's first record is its `study`, and it has only that one."""
 
@@ -150,6 +150,10 @@ class Ledger:
     def trials(self) -> list[Trial]:
         """Return every finished trial."""
         return [Trial.model_validate(body) for body in self.bodies("trial")]
+
+    def skipped(self) -> list[Skipped]:
+        """Return every plan that was not measured, since its prediction ruled it out."""
+        return [Skipped.model_validate(body) for body in self.bodies("skipped")]
 
     def samples(self, role: str | None = None) -> list[Sample]:
         """Return the samples that were taken for a role, or all of them."""

@@ -13,8 +13,8 @@ class Trial(Noun):
     """One plan with its outcome, who proposed it, and the wall seconds that it took.
 
     `number` counts from zero within a study; `origin` is seed (an expert plan), sampler, or
-    bought (the winner less one pass); `predicted` is what the model of the device expected
-    before the trial ran, by name of quantity.
+    bought (the winner less one pass); `predicted` is what was expected before the trial ran:
+    seconds of a call, with low and high; empty where nothing was, as in older ledgers.
     """
 
     number: int
@@ -28,3 +28,11 @@ class Trial(Noun):
     def measured(self) -> Measured | None:
         """Return the outcome if the plan could be measured, else None."""
         return self.outcome if isinstance(self.outcome, Measured) else None
+
+
+class Skipped(Noun):
+    """A plan that was not tried: even the optimistic end of its `predicted` seconds is too slow."""
+
+    plan: Plan
+    origin: Origin
+    predicted: dict[str, float]

@@ -63,7 +63,11 @@ class TuneRequest(Noun):
 
 
 class TuneResult(Noun):
-    """What `planner tune` prints with --json; files are paths, None where none was written."""
+    """What `planner tune` prints with --json; files are paths, None where none was written.
+
+    `skipped` counts the plans that were ruled out by prediction; `rank_correlation` is Spearman's,
+    of predicted and measured seconds over the trials, None where too few were foretold.
+    """
 
     status: str
     policy: str | None
@@ -76,6 +80,8 @@ class TuneResult(Noun):
     memory: Quantity
     trials: int
     failed_trials: int
+    skipped: int = 0
+    rank_correlation: float | None = None
     seconds: float
     share_in_pipeline: float
     overhead_seconds_per_trial: float

@@ -10,9 +10,10 @@ from planner.case.goal import Goal
 from planner.case.outcome import Measured
 from planner.plans.graph import Graph
 from planner.plans.plan import Plan
-from planner.trials.trial import Origin, Trial
+from planner.trials.trial import Origin, Skipped, Trial
 from planner.tuning.choose import incumbent
 from planner.tuning.experts import expert_plans
+from planner.tuning.foresight import Foresight
 from planner.tuning.noise import Noise
 from planner.tuning.race import Limits, Race
 from planner.tuning.score import describe
@@ -26,28 +27,34 @@ _BOUGHT_CALLS = 3
 _OVERTIME = 60.0
 """Seconds, besides ten untouched calls, that the last trial may take longer than is left."""
 
+_SKIPPED_IN_A_ROW = 5
+"""Proposals of the sampler that may be skipped one after another before one is measured."""
+
 
 class Search:
     """Runs trials for one goal inside a deadline; every outcome is told and written."""
 
     def __init__(
         self, session: Session, race: Race, graph: Graph, goal: Goal, noise: Noise,
-        progress: Progress,
+        progress: Progress, foresight: Foresight | None = None,
     ) -> None:  # fmt: skip
         self.session, self.race, self.graph = session, race, graph
         self.goal, self.noise, self.progress = goal, noise, progress
+        self.foresight, self._skipped_in_a_row = foresight, 0
         request = session.request
         case = graph.case
         variables = space(graph, case, request.domains)
         self._plans = deque(
-            expert_plans(request, graph, goal, variables, noise.reference_seconds)
+            expert_plans(request, graph, goal, variables, noise.reference_seconds, foresight)
         )
         self.study = Study(
             graph, variables, goal, noise.reference_seconds,
             sampler=request.sampler, seed=request.seed, startup=len(self._plans),
         )  # fmt: skip
         for trial in session.trials():
-            self.study.tell(trial)
+            self._learn(trial)
+        for one in session.ledger.skipped():
+            self.study.skip(one.plan, one.predicted["seconds"])
 
     def run(self, deadline: Callable[[], float]) -> str:
         """Try plans until `deadline` (seconds left) says stop; returns why the search ended."""
@@ -94,7 +101,12 @@ class Search:
         It may take the seconds that are `left` and somewhat more: what began is worth ending.
         """
         number = self.session.next_number
-        self.session.ledger.append("start", {"number": number, "plan": str(plan)})
+        foretold = self.foresight.predict(plan) if self.foresight else None
+        predicted = foretold.figures if foretold else {}
+        # Written before it runs: what a measurement is held against was not fitted to it.
+        self.session.ledger.append(
+            "start", {"number": number, "plan": str(plan), "predicted": predicted}
+        )
         began = time.monotonic()
         left += _OVERTIME + 10 * self.noise.reference_seconds
         if origin == "bought":
@@ -102,12 +114,18 @@ class Search:
         else:
             outcome = self.race.run(plan, self._limits(), left=left)
         trial = Trial(number=number, plan=plan, outcome=outcome, origin=origin,
-                      seconds=time.monotonic() - began)  # fmt: skip
+                      seconds=time.monotonic() - began, predicted=predicted)  # fmt: skip
         self.session.ledger.append("trial", trial.model_dump(mode="json"))
-        self.study.tell(trial)
+        self._learn(trial)
         said = describe(outcome, self.goal, self.noise.reference_seconds)
-        self.progress.say(f"{number:3d}  {plan}: {said}")
+        before = f"predicted {foretold}, {'measured ' * bool(trial.measured)}" if foretold else ""
+        self.progress.say(f"{number:3d}  {plan}: {before}{said}")
         return trial
+
+    def _learn(self, trial: Trial) -> None:
+        self.study.tell(trial)
+        if self.foresight is not None:
+            self.foresight.learn(trial)
 
     def best(self) -> str:
         """Describe the incumbent in one line."""
@@ -119,12 +137,38 @@ class Search:
         return f"{trial.plan} ({score.seconds:.2f} s{lpips})"
 
     def _next(self) -> tuple[Plan | None, Origin]:
-        measured = {trial.plan for trial in self.session.trials()}
+        """Return the next plan to measure, past those that cannot meet the budget."""
+        while True:
+            plan, origin = self._proposed()
+            if plan is None or not self._skipped(plan, origin):
+                return plan, origin
+
+    def _proposed(self) -> tuple[Plan | None, Origin]:
+        known = {trial.plan for trial in self.session.trials()}
+        known |= {one.plan for one in self.session.ledger.skipped()}
         while self._plans:
             plan = self._plans.popleft()
-            if plan not in measured and plan.passes:
+            if plan not in known and plan.passes:
                 return plan, "seed"
         return self.study.ask(), "sampler"
+
+    def _skipped(self, plan: Plan, origin: Origin) -> bool:
+        """Skip a plan whose optimistic end misses the budget, and write that down; tell whether.
+
+        Where the sampler has nothing else for a while, one is measured all the same: a predictor
+        that is wrong shows only on what it rules out.
+        """
+        found = self.foresight.predict(plan) if self.foresight else None
+        enough = origin == "sampler" and self._skipped_in_a_row >= _SKIPPED_IN_A_ROW
+        if found is None or enough or not found.impossible(self.goal.budget_seconds):
+            self._skipped_in_a_row = 0
+            return False
+        self._skipped_in_a_row += origin == "sampler"
+        skipped = Skipped(plan=plan, origin=origin, predicted=found.figures)
+        self.session.ledger.append("skipped", skipped.model_dump(mode="json"))
+        self.study.skip(plan, found.seconds)
+        self.progress.say(f"  –  {plan}: skipped: at best {found.low:.2f} s, predicted")
+        return True
 
     def _unlimited(self) -> Limits:
         """Return limits that stop nothing: a plan less a pass is measured however slow it is."""

@@ -19,7 +19,7 @@ from planner.passes.base import Domain
 from planner.plans.graph import Graph
 from planner.plans.plan import Plan
 from planner.trials.trial import Trial
-from planner.tuning.score import Score, score
+from planner.tuning.score import AIM, Score, score
 from planner.tuning.space import Space, decode, encode, within
 
 if TYPE_CHECKING:
@@ -58,20 +58,28 @@ class Study:
             direction="minimize", sampler=_sampler(sampler, seed, startup)
         )
         self._trials: dict[Plan, Trial] = {}
+        self._skipped: dict[Plan, Told] = {}
 
     def ask(self) -> Plan | None:
-        """Return a legal plan that has not been measured, or None when none can be found."""
+        """Return a legal plan that was neither measured nor skipped, or None where none is left."""
         for _ in range(_TRIES):
             trial = self._study.ask(self._distributions)
             plan = decode(trial.params, self.graph)
-            known = self._trials.get(plan)
-            if known is None and plan.passes:
+            known = self._known(plan)
+            if known is None:
                 # The sampled values are told again by `tell`, as a finished trial: until then the
                 # open one would count as running and repel the sampler for good.
                 self._forget(trial, plan)
                 return plan
-            self._finish(trial, self._told(known) if known else self._baseline())
+            self._finish(trial, known)
         return self._stumbled_on()
+
+    def _known(self, plan: Plan) -> Told | None:
+        """Return what the sampler knows of a plan already; the empty one is the untouched call."""
+        if not plan.passes:
+            return self._baseline()
+        trial = self._trials.get(plan)
+        return self._told(trial) if trial else self._skipped.get(plan)
 
     def _stumbled_on(self) -> Plan | None:
         """Return a random plan that has not been measured: a sampler may repeat itself for good."""
@@ -81,23 +89,30 @@ class Study:
         study = optuna.create_study(sampler=sampler)
         for _ in range(_RANDOM):
             plan = decode(study.ask(self._distributions).params, self.graph)
-            if plan.passes and plan not in self._trials:
+            if self._known(plan) is None:
                 return plan
         return None
 
     def tell(self, trial: Trial) -> None:
         """Record one finished trial under the encoding of its plan."""
+        self._trials[trial.plan] = trial
+        self._add(trial.plan, self._told(trial))
+
+    def skip(self, plan: Plan, seconds: float) -> None:
+        """Record a plan that is too slow by its prediction: the budget missed, all imputed."""
+        self._skipped[plan] = skipped(seconds, self.goal, self.reference_seconds, self.trials)
+        self._add(plan, self._skipped[plan])
+
+    def _add(self, plan: Plan, told: Told) -> None:
         import optuna
 
-        self._trials[trial.plan] = trial
-        params = encode(trial.plan, self.graph, self.variables)
+        params = encode(plan, self.graph, self.variables)
         if not within(params, self.variables):
-            return  # measured, kept in the ledger, but outside what this search may propose
-        told = self._told(trial)
+            return  # kept in the ledger, but outside what this search may propose
         self._study.add_trial(optuna.trial.create_trial(
             params=params, distributions=self._distributions, value=told.value,
             constraints=told.constraints,
-            user_attrs={"plan": str(trial.plan), "imputed": told.imputed},
+            user_attrs={"plan": str(plan), "imputed": told.imputed},
         ))  # fmt: skip
 
     @property
@@ -144,6 +159,15 @@ def told(trial: Trial, goal: Goal, reference: float, others: Sequence[Trial]) ->
     imputed = value is None or any(name not in found.slack for name in goal.constraints)
     return Told(value=_worst(others, goal, reference) if value is None else value,
                 constraints=constraints, imputed=imputed)  # fmt: skip
+
+
+def skipped(seconds: float, goal: Goal, reference: float, others: Sequence[Trial]) -> Told:
+    """Translate a prediction that misses the budget; nothing of it was measured."""
+    limits = dict.fromkeys(goal.constraints, 0.0)
+    if goal.budget_seconds is not None:
+        limits["latency"] = seconds / (AIM * goal.budget_seconds) - 1
+    value = _worst(others, goal, reference) if goal.by_quality else seconds
+    return Told(value=value, constraints={"failed": -1.0} | limits, imputed=True)
 
 
 def _worst(trials: Sequence[Trial], goal: Goal, reference: float) -> float:

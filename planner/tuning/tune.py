@@ -19,6 +19,8 @@ from planner.tuning.certificate import Certification
 from planner.tuning.choose import fastest, incumbent
 from planner.tuning.conclude import certificate, evidence, policy_path, rounds_of_trial, write
 from planner.tuning.estimate import estimate, reserve
+from planner.tuning.footing import footing
+from planner.tuning.foresight import Foresight, compared, rank_correlation
 from planner.tuning.noise import Noise, measure_noise, resolve
 from planner.tuning.policies import Conclusion, make_policy, refuse_to_replace
 from planner.tuning.race import Race
@@ -86,10 +88,13 @@ class Tuning:
     def run(self) -> TuneResult:
         """Take every step in turn."""
         self.progress.say(f"tuning {self.request.label} on {self.worker.case.device.name}")
+        stands = footing(self.request.source, self.worker.case, self.request.out / ".planner",
+                         self.progress)  # fmt: skip
         noise = measure_noise(self.session, self.worker, self.race.calls)
         goal = resolve(self.request.goal, noise)
         self._say_plan(noise)
-        search = Search(self.session, self.race, self.graph, goal, noise, self.progress)
+        foresight = Foresight(stands, noise.reference_seconds) if stands else None
+        search = Search(self.session, self.race, self.graph, goal, noise, self.progress, foresight)
         reserve = self.reserve(noise)
         self._refuse_too_short(noise, reserve)
         if self.session.ledger.bodies("finalists"):
@@ -97,6 +102,7 @@ class Tuning:
         else:
             ended = search.run(lambda: self._left(search, reserve))
         self.progress.say(f"search ended: {ended}; best: {search.best()}")
+        self._say_foretold(noise)
         if incumbent(self.session.trials(), goal, noise.reference_seconds) is None:
             raise self._nothing_found(noise, goal)
         conclusion = self._conclude(noise, goal)
@@ -108,8 +114,8 @@ class Tuning:
             )
         except KeyboardInterrupt:
             self.progress.say("stopped while measuring what each pass bought; the policy stands")
-        result = self._result(conclusion, str(policy))
-        self._end(conclusion.status, result)
+        result = self._result(conclusion, str(policy), noise)
+        self._end(conclusion.status, noise, result)
         return result
 
     def reserve(self, noise: Noise) -> float:
@@ -145,6 +151,24 @@ class Tuning:
             "s are reserved for the certificate"
         )
 
+    def _say_foretold(self, noise: Noise) -> None:
+        """Say how well the trials were predicted, and how many plans that saved."""
+        n = len(compared(self.session.trials(), noise.reference_seconds))
+        found = self._foretold(noise)
+        if n:
+            rank = found["rank_correlation"]
+            said = "too few to rank" if rank is None else f"rank correlation {rank:.2f}"
+            self.progress.say(f"predicted against measured: {said}, {n} trials; "
+                              f"{found['skipped']} plans skipped")  # fmt: skip
+
+    def _foretold(self, noise: Noise) -> dict[str, Any]:
+        """Return what a study ends with about its predictions."""
+        rank = rank_correlation(self.session.trials(), noise.reference_seconds)
+        return {
+            "skipped": len(self.session.ledger.skipped()),
+            "rank_correlation": None if rank is None else round(rank, 4),
+        }
+
     def _conclude(self, noise: Noise, goal: Goal) -> Conclusion:
         """Certify, or take the search's word where no certificate was asked for."""
         trials = [trial for trial in self.session.trials() if trial.origin != "bought"]
@@ -159,7 +183,7 @@ class Tuning:
         verdicts, rounds = tests.run()
         passed = next((verdict for verdict in verdicts if verdict.passed), None)
         if passed is None:
-            raise self._not_certified(goal, [v.stopped_early or "" for v in verdicts])
+            raise self._not_certified(noise, goal, [v.stopped_early or "" for v in verdicts])
         facts = evidence(
             passed.plan, rounds, noise, goal, trials,
             certificate(verdicts, tests.plans, self.request.split, tests.openings),
@@ -174,7 +198,7 @@ class Tuning:
         write(policy, path)
         return path
 
-    def _result(self, conclusion: Conclusion, policy: str) -> TuneResult:
+    def _result(self, conclusion: Conclusion, policy: str, noise: Noise) -> TuneResult:
         facts = conclusion.evidence
         trials = self.session.trials()
         elapsed = self.session.elapsed
@@ -185,7 +209,7 @@ class Tuning:
             memory=facts.memory_tuned, trials=len(trials),
             failed_trials=sum(t.outcome.kind == "failed" for t in trials),
             seconds=round(elapsed, 1),
-            **self._shares(),
+            **self._shares(), **self._foretold(noise),
         )  # fmt: skip
 
     def _shares(self) -> dict[str, float]:
@@ -197,9 +221,10 @@ class Tuning:
             "overhead_seconds_per_trial": round(overhead, 2),
         }
 
-    def _end(self, status: str, result: TuneResult | None) -> None:
+    def _end(self, status: str, noise: Noise, result: TuneResult | None = None) -> None:
         seconds = round(self.session.elapsed, 1)
         body: dict[str, Any] = {"status": status, "seconds": seconds} | self._shares()
+        body |= self._foretold(noise)
         if result is not None:
             body |= result.model_dump(mode="json")
         self.session.ledger.append("end", body)
@@ -212,14 +237,14 @@ class Tuning:
             trial, score = found
             lpips = "unknown" if score.lpips is None else f"{score.lpips:.3f}"
             seen = f"the fastest seen is {trial.plan} at {score.seconds:.2f} s, LPIPS {lpips}"
-        self._end("none", None)
+        self._end("none", noise)
         return NoPlanMeetsGoal(
             f"no plan meets the goal ({_asked(goal)}) on this device; {seen}",
             way_out="raise the budget or the LPIPS cap, or give more --search-time with --resume",
         )
 
-    def _not_certified(self, goal: Goal, reasons: list[str]) -> NotCertified:
-        self._end("not certified", None)
+    def _not_certified(self, noise: Noise, goal: Goal, reasons: list[str]) -> NotCertified:
+        self._end("not certified", noise)
         why = "; ".join(reason for reason in reasons if reason) or "a bound lay over its limit"
         return NotCertified(
             f"no finalist was certified for {_asked(goal)} on {len(self.request.split.certify)} "
