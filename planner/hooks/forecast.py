@@ -12,8 +12,6 @@ from typing import Any
 
 from planner.hooks.blocks import Streams
 
-HIGHEST_ORDER = 1
-
 
 def weights(known: Sequence[float], at: float, order: int) -> tuple[float, ...]:
     """Return what each of the last `order` + 1 known places counts for a value at another one.

@@ -8,13 +8,14 @@ forward: by dynamic programming, exactly, for errors that add up over the schedu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.hooks.blocks import Stack, Streams, denoiser_of
-from planner.hooks.changes import image_residual
+from planner.hooks.changes import image_residual, magnitude_ratio
 from planner.hooks.clock import StepClock
 from planner.hooks.forecast import weights
 
@@ -32,6 +33,7 @@ class Residuals:
         self._running: dict[str, dict[int, Any]] = {}
         self._places: dict[int, float] = {}
         self._grams: list[Matrix] = []
+        self._ratios: dict[str, list[list[float]]] = {}
 
     def __enter__(self) -> Residuals:
         self._stop = self._clock.on_reset(self._end_call)
@@ -49,23 +51,32 @@ class Residuals:
         """Keep some tokens of the residual of the run that just ended."""
         residual = image_residual(added)
         every = max(1, residual.shape[1] // _TOKENS)
-        kept = residual[:, ::every].float().cpu().reshape(-1)
+        kept = residual[:, ::every].float().cpu().flatten(0, 1)
         self._running.setdefault(branch, {})[self._clock.step] = kept
         self._places[self._clock.step] = self._clock.place
 
     def _end_call(self) -> None:
         import torch
 
-        for residuals in self._running.values():
+        for branch, residuals in self._running.items():
             if sorted(residuals) == list(range(len(self._places))):  # a branch that ran throughout
-                rows = torch.stack([residuals[step] for step in sorted(residuals)])
+                ordered = [residuals[step] for step in sorted(residuals)]
+                rows = torch.stack(ordered).flatten(1)
                 self._grams.append((rows @ rows.T).double().numpy() / rows.shape[1])
+                ratios = [magnitude_ratio(now, old) for old, now in pairwise(ordered)]
+                self._ratios.setdefault(branch, []).append(ratios)
         self._running = {}
 
     @property
     def grams(self) -> tuple[Matrix, ...]:
         """Return steps × steps mean products, one matrix a branch of every recorded call."""
         return tuple(self._grams)
+
+    @property
+    def ratios(self) -> dict[str, list[float]]:
+        """Return per branch how much longer the residual is than a step before, step by step."""
+        return {branch: [float(one) for one in np.mean(seen, 0)]
+                for branch, seen in self._ratios.items()}  # fmt: skip
 
     @property
     def places(self) -> tuple[float, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from planner.case.noun import Scalar
@@ -20,6 +20,38 @@ class Choice(Protocol):
 
     def restart(self) -> None:
         """Forget the last call."""
+
+
+class Masked:
+    """Skips the steps of a mask (1 computed, 0 skipped) that is known before the call.
+
+    `masks` are by branch; a branch that is not among them gets the first. In a call of another
+    length every step does as the nearest one of the mask.
+    """
+
+    def __init__(self, masks: Mapping[str, str], clock: StepClock) -> None:
+        self._known, self._clock = dict(masks), clock
+        self._masks: dict[str, str] = {}
+
+    def restart(self) -> None:
+        """Fit the masks to the schedule of the coming call."""
+        self._masks = {}
+
+    def skips(self, branch: str, head: Any, args: Any, kwargs: Any) -> bool:
+        """Tell whether this step of the branch is masked out."""
+        if branch not in self._masks:
+            known = self._known.get(branch) or next(iter(self._known.values()))
+            self._masks[branch] = stretched(known, self._clock.total)
+        step, mask = self._clock.step, self._masks[branch]
+        return step < len(mask) and mask[step] == "0"
+
+
+def stretched(mask: str, steps: int) -> str:
+    """Return a mask for another number of steps: each does as the nearest one of the mask."""
+    if steps == len(mask) or steps < 2:
+        return mask if steps == len(mask) else "1" * steps
+    scale = (len(mask) - 1) / (steps - 1)
+    return "".join(mask[round(step * scale)] for step in range(steps))
 
 
 class _Skipping:

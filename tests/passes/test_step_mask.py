@@ -10,8 +10,9 @@ import torch
 from planner.errors import TrialFailed
 from planner.hooks.forecast import History, weights
 from planner.hooks.geometry import Residuals, errors, masks
+from planner.hooks.skipping import stretched
 from planner.passes import registry
-from planner.passes.caching.step_mask import StepMaskSettings, computed_steps, stretched
+from planner.passes.caching.step_mask import StepMaskSettings, computed_steps
 from planner.plans.plan import Plan
 from planner.run.apply import LeavesCaseWarning, put_on
 from tests.passes.driving import Bench
@@ -117,4 +118,4 @@ def test_few_steps_and_inert_masks_are_said(bench: Bench) -> None:
     assert said == "step_mask needs at least 9 steps; this call has 8"
     assert PASS.observe is not None
     inert = PASS.observe(StepMaskSettings(), {"computed": 20, "reused": 0}, bench.case.workload)
-    assert inert == "step_mask skipped none of 20 forwards at share 0.5"
+    assert inert == "step_mask reused none of 20 forwards at share 0.5"

@@ -18,15 +18,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from planner.case.case import Case
 from planner.case.telemetry import Telemetry
 from planner.case.work import Phase, Work
 from planner.case.workload import Workload
 from planner.errors import TrialFailed
-from planner.hooks.clock import StepClock
 from planner.hooks.geometry import Residuals, errors, masks
-from planner.hooks.reuse import long_enough, nothing_between
-from planner.hooks.skipping import skipping
+from planner.hooks.reuse import (
+    branches_apart,
+    known_blocks,
+    long_enough,
+    nothing_between,
+    reused_none,
+)
+from planner.hooks.skipping import Masked, skipping
 from planner.passes.base import (
     Artifact,
     Context,
@@ -66,33 +70,6 @@ def computed_steps(settings: StepMaskSettings, steps: int) -> int:
     return max(min(_FEWEST, steps), min(steps - 1, round(settings.share * steps)))
 
 
-class _Masked:
-    """The steps that are skipped, known before the call."""
-
-    def __init__(self, mask: str, clock: StepClock) -> None:
-        self._known, self._clock = mask, clock
-        self._mask = mask
-
-    def restart(self) -> None:
-        """Fit the mask to the schedule of the coming call."""
-        self._mask = ""
-
-    def skips(self, branch: str, head: Any, args: Any, kwargs: Any) -> bool:
-        """Tell whether this step is masked out."""
-        if len(self._mask) != self._clock.total:
-            self._mask = stretched(self._known, self._clock.total)
-        step = self._clock.step
-        return step < len(self._mask) and self._mask[step] == "0"
-
-
-def stretched(mask: str, steps: int) -> str:
-    """Return a mask for another number of steps: each does as the nearest one of the mask."""
-    if steps == len(mask) or steps < 2:
-        return mask if steps == len(mask) else "1" * steps
-    scale = (len(mask) - 1) / (steps - 1)
-    return "".join(mask[round(step * scale)] for step in range(steps))
-
-
 def apply(pipeline: Any, settings: StepMaskSettings, context: Context) -> Undo:
     """Put the mask on the block stack. Raises `TrialFailed` without a calibration's artifact."""
     if context.artifact is None:
@@ -101,7 +78,7 @@ def apply(pipeline: Any, settings: StepMaskSettings, context: Context) -> Undo:
     known = context.artifact["masks"][str(settings.order)]
     wanted = computed_steps(settings, len(known[0]))
     mask = min(known, key=lambda one: abs(one.count("1") - wanted))
-    choice = _Masked(mask, context.clock)
+    choice = Masked({"": mask}, context.clock)
     return skipping(pipeline, choice, context.clock, context.statistics, "planner_step_mask",
                     settings.order)  # fmt: skip
 
@@ -140,24 +117,8 @@ def effect(work: Work, settings: StepMaskSettings, telemetry: Telemetry | None) 
 
 
 def observe(settings: StepMaskSettings, statistics: Statistics, workload: Workload) -> str | None:
-    """Answer a sentence if nothing was skipped."""
-    if statistics.get("reused"):
-        return None
-    computed = statistics.get("computed", 0)
-    return f"step_mask skipped none of {computed} forwards at share {settings.share:g}"
-
-
-def _known_blocks(case: Case) -> str | None:
-    if case.model.traits.cacheable:
-        return None
-    blocks = ", ".join(case.model.traits.block_classes) or case.model.traits.denoiser_class
-    return f"step_mask needs blocks that diffusers has registered; {blocks} are not"
-
-
-def _tells_branches_apart(case: Case) -> str | None:
-    if case.workload.guidance != "sequential" or len(case.model.traits.branches) > 1:
-        return None
-    return f"step_mask needs cache_context to tell branches apart; {case.model.pipeline} sets none"
+    """Answer a sentence if nothing was reused."""
+    return reused_none("step_mask", settings.share, statistics, "share")
 
 
 _SOURCE = "SmoothCache, arXiv 2411.10510; TaylorSeer, arXiv 2503.06923; cache-dit's step masks"
@@ -171,8 +132,8 @@ PASS = Pass(
     settings=StepMaskSettings,
     owns=("denoiser.step_reuse",),
     needs=(
-        Need(_known_blocks, "diffusers.hooks TransformerBlockRegistry"),
-        Need(_tells_branches_apart, "one residual for two branches mixes them"),
+        Need(known_blocks("step_mask"), "diffusers.hooks TransformerBlockRegistry"),
+        Need(branches_apart("step_mask"), "one residual for two branches mixes them"),
         Need(
             nothing_between("step_mask"),
             "measured: relative error 0.26 on a Flux with ControlNet samples",
