@@ -56,7 +56,7 @@ class StepMaskSettings(Settings):
     """How many steps are computed, and how the others are forecast."""
 
     share: float = knob(
-        0.5, "share of the steps at which the stack is computed", low=0.2, high=0.8, step=0.02,
+        0.5, "share of the steps at which the stack is computed", low=0.1, high=0.8, step=0.02,
         least=0.0, most=1.0,
     )  # fmt: skip
     order: int = knob(
@@ -145,6 +145,6 @@ PASS = Pass(
     calibrate=calibrate,
     apply=apply,
     observe=observe,
-    seeds=({"share": 0.5, "order": 1}, {"share": 0.34, "order": 1}),
+    seeds=({"share": 0.4, "order": 1}, {"share": 0.24, "order": 1}),
     batch_invariant=True,
 )
