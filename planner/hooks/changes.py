@@ -45,6 +45,12 @@ def relative_change(now: Any, before: Any) -> float:
     return change / scale if change < MOST * scale else MOST
 
 
+def magnitude_ratio(now: Any, before: Any) -> float:
+    """Return the mean over tokens of |now| / |before| (Euclidean norms), at most `MOST`."""
+    ratio = now.norm(dim=-1) / before.norm(dim=-1)
+    return min(float(ratio.nan_to_num(MOST, MOST, MOST).mean()), MOST)
+
+
 def image_residual(added: list[Streams]) -> Any:
     """Return what the whole stack added to the image tokens, or the last segment alone did."""
     total = added[0][0]
@@ -71,6 +77,7 @@ class Recorder:
         self._clock = clock
         self._branches = PerBranch(_Last, clock)
         self._changes: dict[tuple[str, int], list[list[float]]] = {}
+        self._ratios: dict[tuple[str, int], list[float]] = {}
 
     def restart(self) -> None:
         """Begin another pipeline call; register with the clock's `on_reset`."""
@@ -92,6 +99,8 @@ class Recorder:
         if last.residual is not None:
             pair = self._changes.setdefault((branch, self._clock.step), [[], []])
             pair[1].append(relative_change(now, last.residual))
+            ratios = self._ratios.setdefault((branch, self._clock.step), [])
+            ratios.append(magnitude_ratio(now, last.residual))
         last.residual = now
 
     def points(self) -> tuple[list[float], list[float]]:
@@ -108,7 +117,14 @@ class Recorder:
             indicator.append(sum(pair[0]) / len(pair[0]))
             residual.append(sum(pair[1]) / len(pair[1]))
         frozen = {name: (tuple(i), tuple(r)) for name, (i, r) in branches.items()}
-        return Telemetry(branches=frozen)
+        return Telemetry(branches=frozen, ratios=self.ratios())
+
+    def ratios(self) -> dict[str, tuple[float, ...]]:
+        """Return per branch how much longer the residual is than a step before, step by step."""
+        found: dict[str, list[float]] = {}
+        for (branch, _), seen in sorted(self._ratios.items()):
+            found.setdefault(branch, []).append(sum(seen) / len(seen))
+        return {branch: tuple(ratios) for branch, ratios in found.items()}
 
 
 class Recording:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from types import MethodType
 from typing import Any
 
@@ -26,6 +27,7 @@ class StepClock:
         self.running = False
         self._scheduler: Any = None
         self._resets: list[Callable[[], None]] = []
+        self._levels: tuple[float, ...] | None = None
 
     @property
     def total(self) -> int:
@@ -33,6 +35,25 @@ class StepClock:
         timesteps = getattr(self._scheduler, "timesteps", None)
         skipped = getattr(self._scheduler, "begin_index", None) or 0  # image-to-image starts later
         return 0 if timesteps is None else max(0, len(timesteps) - skipped)
+
+    @property
+    def place(self) -> float:
+        """Return where on the schedule the clock is: the noise level, else the step's number.
+
+        Levels serve where they fall from step to step, so that no two places are equal.
+        """
+        if self._levels is None:  # read once a call: sigmas may lie on the device
+            self._levels = self._read_levels()
+        return self._levels[self.step] if self.step < len(self._levels) else float(self.step)
+
+    def _read_levels(self) -> tuple[float, ...]:
+        sigmas = getattr(self._scheduler, "sigmas", None)
+        if sigmas is None or not self.total:
+            return ()
+        first = getattr(self._scheduler, "begin_index", None) or 0
+        levels = tuple(map(float, sigmas[first : first + self.total].tolist()))
+        falling = all(a > b for a, b in pairwise(levels))
+        return levels if falling and len(levels) == self.total else ()
 
     def on_reset(self, reset: Callable[[], None]) -> Callable[[], None]:
         """Register a function that clears a hook's state; returns its unregistration."""
@@ -72,6 +93,7 @@ class StepClock:
 
     def _reset(self) -> None:
         self.step = 0
+        self._levels = None
         for reset in self._resets:
             reset()
 

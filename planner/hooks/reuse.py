@@ -25,6 +25,30 @@ def nothing_between(name: str) -> Callable[[Case], str | None]:
     return _nothing_between
 
 
+def known_blocks(name: str) -> Callable[[Case], str | None]:
+    """Return the need of blocks whose streams diffusers has registered."""
+
+    def _known_blocks(case: Case) -> str | None:
+        traits = case.model.traits
+        if traits.cacheable:
+            return None
+        blocks = ", ".join(traits.block_classes) or traits.denoiser_class
+        return f"{name} needs blocks that diffusers has registered; {blocks} are not"
+
+    return _known_blocks
+
+
+def branches_apart(name: str) -> Callable[[Case], str | None]:
+    """Return the need that a pipeline names its branches where it calls them one by one."""
+
+    def _branches_apart(case: Case) -> str | None:
+        if case.workload.guidance != "sequential" or len(case.model.traits.branches) > 1:
+            return None
+        return f"{name} needs cache_context to tell branches apart; {case.model.pipeline} sets none"
+
+    return _branches_apart
+
+
 def long_enough(name: str) -> Callable[[Case], str | None]:
     """Return the need of more than `FEW_STEPS` steps in the reference call."""
 
@@ -37,9 +61,11 @@ def long_enough(name: str) -> Callable[[Case], str | None]:
     return _long_enough
 
 
-def reused_none(name: str, threshold: float, statistics: Mapping[str, Scalar]) -> str | None:
-    """Answer a sentence if the counters say that nothing was reused."""
+def reused_none(
+    name: str, value: float, statistics: Mapping[str, Scalar], setting: str = "threshold"
+) -> str | None:
+    """Answer a sentence if the counters say that nothing was reused, with the setting's value."""
     if statistics.get("reused"):
         return None
     computed = statistics.get("computed", 0)
-    return f"{name} reused none of {computed} forwards at threshold {threshold:g}"
+    return f"{name} reused none of {computed} forwards at {setting} {value:g}"

@@ -28,7 +28,7 @@ from planner.hooks.blocks import Stack, Streams, denoiser_of
 from planner.hooks.branches import PerBranch, Tally
 from planner.hooks.changes import INDICATORS, Recording, modulated_input, relative_change
 from planner.hooks.curve import Curve, fit
-from planner.hooks.reuse import long_enough, nothing_between, reused_none
+from planner.hooks.reuse import branches_apart, long_enough, nothing_between, reused_none
 from planner.passes.base import (
     Artifact,
     Context,
@@ -231,12 +231,6 @@ def _known_blocks(case: Case) -> str | None:
     return f"tea_cache needs one of the blocks {', '.join(INDICATORS)}; the first here is {found}"
 
 
-def _tells_branches_apart(case: Case) -> str | None:
-    if case.workload.guidance != "sequential" or len(case.model.traits.branches) > 1:
-        return None
-    return f"tea_cache needs cache_context to tell branches apart; {case.model.pipeline} sets none"
-
-
 _SOURCE = "Liu et al. 2024, arXiv 2411.19108"
 _FEW = "skips nothing on 4-step models: ali-vilab/TeaCache#6, FLUX schnell"
 
@@ -250,7 +244,10 @@ PASS = Pass(
     owns=("denoiser.step_reuse",),
     needs=(
         Need(_known_blocks, _SOURCE),
-        Need(_tells_branches_apart, "sglang disables TeaCache under CFG without named branches"),
+        Need(
+            branches_apart("tea_cache"),
+            "sglang disables TeaCache under CFG without named branches",
+        ),
         Need(
             nothing_between("tea_cache"),
             "measured: relative error 0.26 on a Flux with ControlNet samples",

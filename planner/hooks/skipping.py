@@ -1,0 +1,109 @@
+"""The frame of every cache that skips the whole block stack: decide, count, keep, forecast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from planner.case.noun import Scalar
+from planner.hooks.blocks import Stack, Streams, denoiser_of
+from planner.hooks.branches import PerBranch, Tally
+from planner.hooks.clock import StepClock
+from planner.hooks.forecast import History
+
+
+class Choice(Protocol):
+    """Says whether a forward of a branch may skip the stack; asked once a forward."""
+
+    def skips(self, branch: str, head: Any, args: Any, kwargs: Any) -> bool:
+        """Tell whether the stack is skipped; `head` is the first block, with its arguments."""
+
+    def restart(self) -> None:
+        """Forget the last call."""
+
+
+class Masked:
+    """Skips the steps of a mask (1 computed, 0 skipped) that is known before the call.
+
+    `masks` are by branch; a branch that is not among them gets the first. In a call of another
+    length every step does as the nearest one of the mask.
+    """
+
+    def __init__(self, masks: Mapping[str, str], clock: StepClock) -> None:
+        self._known, self._clock = dict(masks), clock
+        self._masks: dict[str, str] = {}
+
+    def restart(self) -> None:
+        """Fit the masks to the schedule of the coming call."""
+        self._masks = {}
+
+    def skips(self, branch: str, head: Any, args: Any, kwargs: Any) -> bool:
+        """Tell whether this step of the branch is masked out."""
+        if branch not in self._masks:
+            known = self._known.get(branch) or next(iter(self._known.values()))
+            self._masks[branch] = stretched(known, self._clock.total)
+        step, mask = self._clock.step, self._masks[branch]
+        return step < len(mask) and mask[step] == "0"
+
+
+def stretched(mask: str, steps: int) -> str:
+    """Return a mask for another number of steps: each does as the nearest one of the mask."""
+    if steps == len(mask) or steps < 2:
+        return mask if steps == len(mask) else "1" * steps
+    scale = (len(mask) - 1) / (steps - 1)
+    return "".join(mask[round(step * scale)] for step in range(steps))
+
+
+class _Skipping:
+    """The rule on a block stack: what is skipped is forecast from what was computed before."""
+
+    def __init__(
+        self, choice: Choice, clock: StepClock, statistics: dict[str, Scalar], order: int
+    ) -> None:
+        self._choice, self._clock = choice, clock
+        self._branches = PerBranch(lambda: History(order), clock)
+        self._tally = Tally(statistics, clock)
+
+    def restart(self) -> None:
+        """Forget the last call."""
+        self._choice.restart()
+        self._branches.clear()
+        self._tally.restart()
+
+    def reuse(self, branch: str, head: Any, args: Any, kwargs: Any) -> list[Streams] | None:
+        """Return what the stack is expected to add, or None where it must run."""
+        if not self._clock.running:  # nobody says where a call begins: nothing is safe to reuse
+            return None
+        history = self._branches[branch]
+        skipped = self._choice.skips(branch, head, args, kwargs) and bool(history)
+        self._tally.add(branch, computed=not skipped)
+        return history.at(self._clock.place) if skipped else None
+
+    def computed(self, branch: str, added: list[Streams]) -> None:
+        """Keep what the stack added."""
+        if self._clock.running:
+            self._branches[branch].keep(self._clock.place, added)
+
+
+def skipping(
+    pipeline: Any, choice: Choice, clock: StepClock, statistics: dict[str, Scalar], name: str,
+    order: int = 0,
+) -> Callable[[], None]:  # fmt: skip
+    """Put a choice on a pipeline's block stack; returns the undo.
+
+    `statistics` receive what `Tally` counts; `order` is that of the forecast. A branch that
+    resumes after steps in which it was not called starts from nothing.
+    """
+    rule = _Skipping(choice, clock, statistics, order)
+    stop = clock.on_reset(rule.restart)
+    try:
+        stack = Stack(denoiser_of(pipeline), rule, clock, name)
+    except BaseException:
+        stop()
+        raise
+
+    def undo() -> None:
+        stack.detach()
+        stop()
+
+    return undo
