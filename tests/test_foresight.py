@@ -107,6 +107,18 @@ def test_what_a_cache_skips_is_learned_over_its_threshold_and_counted_by_steps()
     assert (half.seconds - rest) == pytest.approx((whole.seconds - rest) / 2, rel=0.1)
 
 
+def test_a_mask_known_before_the_run_is_counted_once_and_needs_no_trial() -> None:
+    found = taught(4)
+    masked = Plan.of({"step_mask": {"share": 0.2}})
+    expected = found.predict(masked)
+    assert expected is not None and expected.rests_on == 4
+    assert expected.seconds == pytest.approx((0.05 + 0.95 * 0.2) * REFERENCE, rel=0.02)
+    counts = {"step_mask": {"computed": 20, "reused": 80}}
+    found.learn(trial(masked, measured(expected.seconds / REFERENCE, counts), expected))
+    again = found.predict(masked)
+    assert again is not None and again.seconds == pytest.approx(expected.seconds, rel=0.01)
+
+
 def test_nothing_is_ruled_out_on_fewer_than_three_trials_or_before_its_cache_has_run() -> None:
     slow = plan(45)
     for count, ruled_out in ((0, False), (2, False), (3, True)):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from planner.case.outcome import Failed, Measured, Outcome
+from planner.passes import registry
 from planner.plans.graph import Graph, build
 from planner.plans.plan import Plan
 from planner.reporting.findings import read_findings
@@ -21,7 +22,7 @@ from planner.tuning.search import Search
 from planner.tuning.space import space
 from planner.tuning.study import skipped
 from tests.cases import flux_case
-from tests.foretelling import STEPS, foresight, measured, taught, trial
+from tests.foretelling import STEPS, foresight, measured, taught, trial, work
 from tests.page_study import GOAL, Fake, plan
 from tests.test_search import NOISE, REFERENCE, Machine, Races, session
 
@@ -36,8 +37,15 @@ def search(folder: Path, graph: Graph, races: Any, machine: Any, of: Foresight |
 
 
 def share_of(of: Plan) -> float:
-    """Answer the share of forwards that a made-up cache computes."""
+    """Answer the share of forwards that a made-up cache computes, a mask what it says."""
     steps = of.settings("steps")["num_inference_steps"] if "steps" in of else STEPS
+    for one in of.passes:
+        if one.name in ("step_mask", "taylor_seer"):
+            shorter = work().mapped(lambda phase: phase.model_copy(
+                update={"calls": steps if phase.name == "denoise" else phase.calls}
+            ))  # fmt: skip
+            after = registry.get(one.name).effect(shorter, one.parsed(), None)
+            return after.computed_forwards / shorter.computed_forwards
     cache = next((one.parsed() for one in of.passes if "threshold" in one.settings), None)
     start, threshold = getattr(cache, "start", 0.0), getattr(cache, "threshold", 0.0)
     return start + (1 - start) / (1 + 5 * threshold * steps / STEPS)

@@ -21,7 +21,7 @@ from planner.case.work import Operation, Phase, Work
 from planner.errors import UsageError
 from planner.passes import registry
 from planner.passes.base import Settings
-from planner.plans.plan import Plan
+from planner.plans.plan import Plan, PlannedPass
 from planner.prediction.roofline import Speeds, Table, price
 from planner.trials.trial import Trial
 from planner.tuning.footing import Footing
@@ -131,12 +131,21 @@ class Foresight:
         return budget is None or found is None or found.seconds <= budget
 
     def _caches(self, plan: Plan) -> list[tuple[str, Settings, float]]:
-        """Return the passes that skip steps, each with its settings and the steps it sees."""
-        found = [one for one in plan.passes if _REUSE in registry.get(one.name).owns]
+        """Return the passes that decide at run time which steps they skip, and the steps they see.
+
+        One whose steps are known before the run says so by its effect, which is then exact.
+        """
+        found = [one for one in plan.passes if _REUSE in registry.get(one.name).owns
+                 and not self._is_exact(one)]  # fmt: skip
         if not found:
             return []
         steps = _steps(self._work(plan, {})) / self._steps if self._steps else 1.0
         return [(one.name, one.parsed(), steps) for one in found]
+
+    def _is_exact(self, one: PlannedPass) -> bool:
+        work = self._footing.work
+        after = registry.get(one.name).effect(work, one.parsed(), None)
+        return after.computed_forwards < work.computed_forwards
 
     def _work(self, plan: Plan, shares: dict[str, float]) -> Work:
         work = self._footing.work
