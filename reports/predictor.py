@@ -76,7 +76,8 @@ def page(found: Verdict, known: dict[str, Any], rows: dict[str, Row]) -> str:
         "Whole groups left out in turn. This is what a new row should expect.", "",
         *_table(("left out", "group", "n", "median", "mean"), [
             (name, group, one["n"], _share(one["median_ape"]), _share(one["mean_ape"]))
-            for group, key in (("baselines", "left_out"), ("ratios", "ratios_left_out"))
+            for group, key in (("baselines", "left_out"), ("ratios", "ratios_left_out"),
+                               ("memory", "memory_left_out"))
             for name, one in known[key].items()
         ]), "",
         "## What others differ by among themselves", "", *_floor(rows), "",

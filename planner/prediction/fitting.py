@@ -16,7 +16,8 @@ from scipy.optimize import least_squares
 
 from planner.catalog.devices import cards
 from planner.prediction.anchors import learn, share
-from planner.prediction.memory import Margin, peak
+from planner.prediction.memory import Margin
+from planner.prediction.protocols import printed
 from planner.prediction.published import Row, pairs
 from planner.prediction.replay import Sample, Skipped, sample
 from planner.prediction.roofline import Columns, Seconds, Table, price
@@ -40,6 +41,10 @@ _SPREAD = 0.15
 
 _DOUBT = 0.5
 """How far a constant of the second stage strays from its prior, in logarithms."""
+
+_MARGIN, _MARGIN_DOUBT = (0.5, 0.1, 1.5), (0.5, 0.1, 0.5)
+"""What is lost of memory before the data say so, and how far that strays: gigabytes of context,
+share of fragments, times the activations before torch 2."""
 
 _CORNER = 0.1
 """Errors above this count linearly, not squared: tables have outliers."""
@@ -127,22 +132,32 @@ def _bent(errors: Columns) -> Columns:
     return out
 
 
+def memory_errors(samples: Sequence[Sample], lost: Margin) -> Columns:
+    """Return the logarithm of predicted over printed memory for samples that print one."""
+    predicted = [
+        printed(one.row, one.work, one.loaded, one.card.memory_bytes, lost) for one in samples
+    ]
+    seen = [(one.row.memory or math.nan) * 2**30 for one in samples]
+    out: Columns = np.log(np.array(predicted) / np.array(seen))
+    return out
+
+
 def fit_margin(samples: Sequence[Sample], known: Constants) -> Constants:
     """Return the constants with the memory that is lost beside tensors, from published peaks."""
-    seen = [one for one in samples
-            if one.row.memory and one.row.offload == "none" and one.row.stack != "old"]  # fmt: skip
-    bare = [peak(one.work, Margin(context=0.0, fragments=0.0)) for one in seen]
+    seen = [one for one in samples if one.row.memory]
+
+    def lost(x: Columns) -> Margin:
+        context, fragments, old = np.abs(x).tolist()
+        return Margin(context=context * 1e9, fragments=fragments, old=old)
 
     def errors(x: Columns) -> Columns:
-        wrong = [
-            math.log((one.total + abs(x[0]) * 1e9 + abs(x[1]) * one.activations)
-                     / ((row.row.memory or 1) * 2**30))
-            for one, row in zip(bare, seen, strict=True)
-        ]  # fmt: skip
-        return np.append(_bent(np.array(wrong) / _CORNER), (x[1] - 0.1) / 0.2)
+        doubt = (x - _MARGIN) / _MARGIN_DOUBT
+        return np.concatenate([_bent(memory_errors(seen, lost(x)) / _CORNER), doubt])
 
-    context, fragments = np.abs(least_squares(errors, np.array([0.3, 0.1])).x)
-    return known.model_copy(update={"context": context * 1e9, "fragments": float(fragments)})
+    found = lost(least_squares(errors, np.array(_MARGIN)).x)
+    return known.model_copy(update={
+        "context": found.context, "fragments": found.fragments, "old_copies": found.old,
+    })  # fmt: skip
 
 
 Pair = tuple[int, int]

@@ -34,7 +34,8 @@ class Constants(Noun):
     cached, launch, launch_compiled, ramp, call, step: as in `Speeds`. float8, int8, float4: share
     of those units' rated speed that quantized layers reach. link: bytes a second from the host.
     devices: what single devices reach of all this, by id. context: bytes that a device's runtime
-    takes. fragments: share of the activations that the allocator loses. caches: anchors.
+    takes. fragments: share of the activations that the allocator loses; old_copies: how many times
+    the activations a pipeline before torch 2 holds. caches: anchors.
     """
 
     linear: float = 0.85
@@ -60,6 +61,7 @@ class Constants(Noun):
     devices: dict[str, float] = {}
     context: float = 0.3e9
     fragments: float = 0.1
+    old_copies: float = 1.5
     caches: dict[str, float] = {}
 
 
@@ -92,7 +94,7 @@ def fit_of(file: Path) -> Fit:
 
 def margin(known: Constants) -> Margin:
     """Return what is lost of a device's memory beside tensors."""
-    return Margin(context=known.context, fragments=known.fragments)
+    return Margin(context=known.context, fragments=known.fragments, old=known.old_copies)
 
 
 def rests_on(card: Card, known: Constants) -> RestsOn:
