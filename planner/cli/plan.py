@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from planner.cli.common import emit_json, json_option, size_options, table
+from planner.cli.common import emit_json, json_option, size_options, table, uncollected
 
 if TYPE_CHECKING:
     from planner.catalog.devices import Card
@@ -27,6 +27,7 @@ _GIB = 2**30
               help="Leave a pass out.")  # fmt: skip
 @size_options("height", "width", "frames", "steps", "guidance")
 @json_option
+@uncollected()
 def command(
     model: str, target: str, budget: str | None, vram: str | None, price: float | None,
     without_passes: tuple[str, ...], as_json: bool, **sizes: Any,

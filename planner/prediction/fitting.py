@@ -24,9 +24,10 @@ from planner.prediction.roofline import Columns, Seconds, Table, price
 from planner.prediction.speeds import Constants, speeds
 
 FREE = {
-    "linear": 0.3, "convolution": 0.5, "flash2": 0.3, "hopper": 0.5, "flash3": 0.3, "sage": 0.5,
-    "compiled": 0.2, "engine": 0.2, "old": 0.2, "bandwidth": 0.08, "cached": 0.3, "launch": 0.3,
-    "launch_compiled": 0.3, "ramp": 0.3, "call": 0.7, "step": 0.7,
+    "linear": 0.3, "convolution": 0.5, "flash2": 0.3, "hopper": 0.5, "early": 0.5, "flash3": 0.3,
+    "sage": 0.5, "compiled": 0.2, "engine": 0.2, "old": 0.2, "bandwidth": 0.08, "cached": 0.3,
+    "launch": 0.3, "launch_compiled": 0.3, "ramp": 0.3, "call": 0.7, "step": 0.7, "power": 0.7,
+    "desktop": 0.4, "step_fused": 1.5,
 }  # fmt: skip
 """Constants of the first stage, and how far each strays from its prior, in logarithms.
 
@@ -45,6 +46,9 @@ _DOUBT = 0.5
 _MARGIN, _MARGIN_DOUBT = (0.5, 0.1, 1.5), (0.5, 0.1, 0.5)
 """What is lost of memory before the data say so, and how far that strays: gigabytes of context,
 share of fragments, times the activations before torch 2."""
+
+_STEP = 1e-5
+"""By how much unknowns move for a derivative."""
 
 _CORNER = 0.1
 """Errors above this count linearly, not squared: tables have outliers."""
@@ -102,33 +106,90 @@ class Prices:
         return price(self.table, each)
 
 
-def fit(prices: Prices, use: NDArray[np.bool_] | None = None) -> Constants:
-    """Return the constants of the first stage from the samples in use."""
+def fit(
+    prices: Prices, use: NDArray[np.bool_] | None = None, start: Constants | None = None
+) -> Constants:
+    """Return the constants of the first stage from the samples in use; `start` is a near fit."""
     use = np.ones(len(prices.samples), bool) if use is None else use
-    names = sorted({one.card.id for one, used in zip(prices.samples, use, strict=True) if used})
-    prior = Constants()
-    centre = np.log([getattr(prior, name) for name in FREE])
+    problem = _FirstStage(prices, use)
+    found = least_squares(
+        problem.errors, problem.begun(start), jac=problem.slopes, x_scale="jac",
+        max_nfev=40 if start is None else 15,
+    )  # fmt: skip
+    return problem.constants(found.x)
 
-    def constants(x: Columns) -> Constants:
-        values = np.exp(x)
-        own = dict(zip(names, values[len(FREE) :].tolist(), strict=True))
-        return prior.model_copy(
-            update=dict(zip(FREE, values[: len(FREE)].tolist(), strict=True)) | {"devices": own}
-        )
 
-    def errors(x: Columns) -> Columns:
-        wrong = (prices.logs(constants(x)) - prices.seen)[use]
-        doubt = (x[: len(FREE)] - centre) / np.array(list(FREE.values()))
-        spread = x[len(FREE) :] / _SPREAD
-        return np.concatenate([_bent(wrong / _CORNER), doubt, spread])
+class _FirstStage:
+    """The logarithms of constants and of devices' factors as unknowns of least squares."""
 
-    start = np.concatenate([centre, np.zeros(len(names))])
-    return constants(least_squares(errors, start, x_scale="jac", max_nfev=40).x)
+    def __init__(self, prices: Prices, use: NDArray[np.bool_]) -> None:
+        self.prices, self.use = prices, use
+        cards_ = [one.card.id for one in prices.samples]
+        self.names = sorted({card for card, used in zip(cards_, use, strict=True) if used})
+        place = {name: len(FREE) + index for index, name in enumerate(self.names)}
+        self.column = np.array([place.get(card, -1) for card in cards_])
+        self.prior = Constants()
+        self.centre = np.log([getattr(self.prior, name) for name in FREE])
+        self.doubt = np.array([*FREE.values(), *[_SPREAD] * len(self.names)])
+        self._known: tuple[bytes, Columns] = (b"", np.array([]))
+
+    def begun(self, start: Constants | None) -> Columns:
+        """Return the unknowns to begin with."""
+        if start is None:
+            return np.concatenate([self.centre, np.zeros(len(self.names))])
+        values = [getattr(start, name) for name in FREE]
+        own = [start.devices.get(name, 1.0) for name in self.names]
+        return np.asarray(np.log([*values, *own]), np.float64)
+
+    def constants(self, x: Columns) -> Constants:
+        """Return the constants that unknowns stand for."""
+        values = np.exp(x).tolist()
+        own = dict(zip(self.names, values[len(FREE) :], strict=True))
+        found = dict(zip(FREE, values[: len(FREE)], strict=True)) | {"devices": own}
+        return self.prior.model_copy(update=found)
+
+    def _logs(self, x: Columns) -> Columns:
+        """Return predicted logarithms; those of the last unknowns are remembered."""
+        if self._known[0] != x.tobytes():
+            self._known = (x.tobytes(), self.prices.logs(self.constants(x)))
+        return self._known[1]
+
+    def errors(self, x: Columns) -> Columns:
+        """Return errors of samples, then how far unknowns strayed, in units of their doubt."""
+        wrong = (self._logs(x) - self.prices.seen)[self.use]
+        strayed = x - np.concatenate([self.centre, np.zeros(len(self.names))])
+        return np.concatenate([_bent(wrong / _CORNER), strayed / self.doubt])
+
+    def slopes(self, x: Columns) -> Columns:
+        """Return the derivatives of errors. A sample has one device: all of them move at once."""
+        here = self._logs(x)
+        out = np.zeros((len(here), len(x)))
+        for place in range(len(FREE)):
+            out[:, place] = self._moved(x, [place], here)
+        every = self._moved(x, list(range(len(FREE), len(x))), here)
+        taught = np.flatnonzero(self.column >= 0)
+        out[taught, self.column[taught]] = every[taught]
+        wrong = (here - self.prices.seen)[self.use] / _CORNER
+        scaled = out[self.use] * (_slope(wrong) / _CORNER)[:, None]
+        return np.vstack([scaled, np.diag(1 / self.doubt)])
+
+    def _moved(self, x: Columns, places: list[int], here: Columns) -> Columns:
+        there = x.copy()
+        there[places] += _STEP
+        return (self.prices.logs(self.constants(there)) - here) / _STEP
 
 
 def _bent(errors: Columns) -> Columns:
     """Return errors whose squares grow linearly beyond one (soft L1)."""
     out: Columns = np.sign(errors) * np.sqrt(2 * (np.sqrt(1 + errors**2) - 1))
+    return out
+
+
+def _slope(errors: Columns) -> Columns:
+    """Return the derivative of `_bent`."""
+    sizes, bent = np.abs(errors), np.abs(_bent(errors))
+    out = np.ones_like(errors)
+    np.divide(sizes / np.sqrt(1 + errors**2), bent, out=out, where=bent > _STEP)
     return out
 
 

@@ -40,8 +40,9 @@ def left_out(prices: Prices, key: Callable[[Sample], Any]) -> Columns:
     """Return each sample's log error when its whole group was left out of the fit."""
     folds = _folds([str(key(one)) for one in prices.samples])
     out = np.full(len(folds), np.nan)
+    whole = fit(prices)  # only where the others begin, which saves most of their steps
     for fold in sorted(set(folds.tolist())):
-        known = fit(prices, folds != fold)
+        known = fit(prices, folds != fold, whole)
         mine = folds == fold
         out[mine] = (prices.logs(known) - prices.seen)[mine]
     return out
