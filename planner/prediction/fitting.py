@@ -232,19 +232,28 @@ def ratios(samples: Sequence[Sample]) -> list[Pair]:
     return [(places[one.id], places[other.id]) for one, other in pairs(rows)]
 
 
+def _alike(row: Row, other: Row, *names: str) -> bool:
+    """Tell whether rows step alike, and in what else is named: their ratio is about the rest."""
+    return all(
+        getattr(row, name) == getattr(other, name) for name in ("steps", "forwards", *names)
+    )
+
+
 def fit_units(prices: Prices, found: Sequence[Pair], known: Constants) -> Constants:
     """Return the constants with those of the second stage, from pairs with a narrow type."""
     samples = prices.samples
     narrow = [
         (one, other) for one, other in found
         if samples[one].row.cache == samples[other].row.cache == "none"
+        and _alike(samples[one].row, samples[other].row, "kernel")
         and any(op.dtype.startswith(UNITS) for p in samples[one].work.phases for op in p.operations)
     ]  # fmt: skip
     if not narrow:
         return known
     one, other = (np.array(side) for side in zip(*narrow, strict=True))
     seen = prices.seen[one] - prices.seen[other]
-    centre = np.log([getattr(Constants(), name) for name in UNITS])
+    # The share of the best float8 product is first taken to be that of 16 bits.
+    centre = np.log([known.linear, *(getattr(Constants(), name) for name in UNITS[1:])])
 
     def constants(x: Columns) -> Constants:
         return known.model_copy(update=dict(zip(UNITS, np.exp(x).tolist(), strict=True)))
@@ -264,7 +273,8 @@ def fit_anchors(prices: Prices, found: Sequence[Pair], known: Constants) -> Cons
     seen = []
     for one, other in found:
         row, without = prices.samples[one].row, prices.samples[other].row
-        if row.cache != "none" and without.cache == "none" and row.precision == without.precision:
+        taught = row.cache != "none" and without.cache == "none"
+        if taught and _alike(row, without, "precision"):
             ratio = float(np.exp(prices.seen[one] - prices.seen[other]))
             seen.append((row.cache, row.frames > 1, 1 - (1 - ratio) / float(inside[other])))
     return known.model_copy(update={"caches": learn(seen)})
