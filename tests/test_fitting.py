@@ -66,7 +66,7 @@ def test_a_cache_is_learned_from_calls_of_as_many_steps(samples: list[Sample]) -
 
 def test_memory_that_is_left_out_teaches_nothing(samples: list[Sample]) -> None:
     seen = [one for one in samples if one.row.memory]
-    inside = memory_errors(seen, margin(fit_margin(seen, Constants())))
+    inside = memory_errors(seen, margin(fit_margin(seen, Constants()), "old"))
     outside = left_out_memory(samples, Constants(), GROUPS["devices"])
     # What torch allocated rests on no constant, so that leaving rows out changes nothing.
     assert outside == pytest.approx(inside)

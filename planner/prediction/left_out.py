@@ -73,7 +73,7 @@ def left_out_memory(
     for fold in sorted(set(folds.tolist())):
         taught = [one for one, its in zip(seen, folds.tolist(), strict=True) if its != fold]
         mine = [one for one, its in zip(seen, folds.tolist(), strict=True) if its == fold]
-        out[folds == fold] = memory_errors(mine, margin(fit_margin(taught, known)))
+        out[folds == fold] = memory_errors(mine, margin(fit_margin(taught, known), "old"))
     return out
 
 

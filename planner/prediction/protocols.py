@@ -13,7 +13,7 @@ from typing import Any, Literal
 from planner.case.work import Part, Phase, Work
 from planner.catalog.entry import Entry
 from planner.prediction.components import build
-from planner.prediction.memory import Margin, peak
+from planner.prediction.memory import Margin, peak_within
 from planner.prediction.published import Row
 
 Meter = Literal["process", "device", "weights"]
@@ -45,8 +45,7 @@ def meter(row: Row) -> Meter:
 def printed(row: Row, work: Work, loaded: float, room: float, margin: Margin) -> float:
     """Return the bytes that a row's tool would print for a work.
 
-    `loaded` is what the weights took before anything was quantized, `room` the device's memory:
-    where it does not hold the copies that convolutions make, kernels that make none are taken.
+    `loaded` is what the weights took before anything was quantized, `room` the device's memory.
     """
     kind = meter(row)
     if kind == "weights":
@@ -54,10 +53,7 @@ def printed(row: Row, work: Work, loaded: float, room: float, margin: Margin) ->
     old = margin.old if row.stack == "old" else 1.0
     # What torch counts as allocated is tensors: neither its context nor what its pool has lost.
     lost = margin if kind == "device" else Margin(context=0.0, fragments=0.0)
-    found = peak(work, lost.model_copy(update={"old": old})).total
-    if found > room:
-        bare = work.mapped(lambda phase: phase.model_copy(update={"copies": 1.0}))
-        found = peak(bare, lost).total
+    found = peak_within(work, lost.model_copy(update={"old": old}), room).total
     whole = row.offload == "none" and any(name in row.source for name in _SINCE_LOADING)
     return max(found, loaded if whole else 0.0)
 

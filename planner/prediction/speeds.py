@@ -103,9 +103,10 @@ def fit_of(file: Path) -> Fit:
         raise InvalidFile(f"{file.name} is damaged", value=str(error), way_out=way_out) from error
 
 
-def margin(known: Constants) -> Margin:
-    """Return what is lost of a device's memory beside tensors."""
-    return Margin(context=known.context, fragments=known.fragments, old=known.old_copies)
+def margin(known: Constants, stack: Stack = "eager") -> Margin:
+    """Return what is lost of a device's memory beside tensors under a stack."""
+    old = known.old_copies if stack == "old" else 1.0
+    return Margin(context=known.context, fragments=known.fragments, old=old)
 
 
 def rests_on(card: Card, known: Constants) -> RestsOn:

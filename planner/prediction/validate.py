@@ -79,7 +79,7 @@ def _timed(samples: Sequence[Sample], known: Constants) -> list[Judged]:
 
 def _memory(samples: Sequence[Sample], known: Constants) -> list[Judged]:
     mine = [one for one in samples if one.row.memory]
-    errors = memory_errors(mine, margin(known))
+    errors = memory_errors(mine, margin(known, "old"))
     bytes_seen = [(one.row.memory or 0.0) * 2**30 for one in mine]
     return [
         _judged("memory", one, float(np.exp(wrong)) * seen, seen)
