@@ -32,7 +32,8 @@ WHY = {
     "which the row does not say.",
     "lambda-040": "Half again as slow an image as the same card's batch of 4; unexplained.",
     "lx2v-046": "The clock saw the model being loaded, and only four steps after it.",
-    "ort-016": "An engine's own pool, which doubles when it grows (ONNX Runtime's default).",
+    "ort-016": "TensorRT's own workspace, of a size that the page does not say; unexplained beyond "
+    "that.",
     "hfquant-003": "LLM.int8 multiplies outliers apart in 16 bits; no pass knows that format.",
     "lx2v-002": "Less than the denoiser's 16-bit weights take: something was offloaded, though the "
     "row says nothing was.",
