@@ -22,6 +22,36 @@ from planner.prediction.validate import Verdict, reasons, validate
 HERE = Path(__file__).parent
 TITLES = {"baselines": "16-bit baselines, s", "ratios": "with over without", "memory": "peak, GiB"}
 
+WHY = {
+    "xsd": "A page of November 2022 without versions or method. Its untuned pipeline takes three "
+    "times the seconds a step and three times the memory of another source of that year on the "
+    "same card; unexplained beyond that.",
+    "sdfast-002": "It multiplies float32 in TF32, as its ratio of 1.6 to 16 bits shows; the row "
+    "does not say so, and torch's default is full float32.",
+    "misc-026": "A laptop of 8 GB cannot hold encoder and denoiser: the tool unloads what rests, "
+    "which the row does not say.",
+    "lambda-040": "Half again as slow an image as the same card's batch of 4; unexplained.",
+    "lx2v-046": "The clock saw the model being loaded, and only four steps after it.",
+    "ort-016": "TensorRT's own workspace, of a size that the page does not say; unexplained beyond "
+    "that.",
+    "hfquant-003": "LLM.int8 multiplies outliers apart in 16 bits; no pass knows that format.",
+    "lx2v-002": "Less than the denoiser's 16-bit weights take: something was offloaded, though the "
+    "row says nothing was.",
+    "lx2v-009": "Hardly more than the denoiser's 16-bit weights: the encoders were offloaded, "
+    "though the row says nothing was.",
+    "hfquant-012": "Blocks of 2.6 bits are unpacked by many small operations at every call; the "
+    "predictor counts one conversion.",
+    "hfquant-010": "Blocks of 5 bits are unpacked by many small operations at every call; the "
+    "predictor counts one conversion.",
+    "sanapaper-008": "Its steps are inferred, as its note says; its linear attention is counted in "
+    "float32, as diffusers computes it, which the authors' own code need not.",
+    "xdit-033": "Its linear attention is counted in float32, as diffusers computes it.",
+    "lx2v-043": "The engine keeps more than the streamed block on a card that has room; how much, "
+    "its page does not say.",
+    "sglang-018": "FP8 was slower than 16 bits here, as its note says; unexplained.",
+}
+"""Why a row is far off, by its id or its source's: physics or protocol where it can be named."""
+
 
 def main() -> None:
     """Predict the rows of the file named on the command line, and write page and picture."""
@@ -76,7 +106,8 @@ def page(found: Verdict, known: dict[str, Any], rows: dict[str, Row]) -> str:
         "Whole groups left out in turn. This is what a new row should expect.", "",
         *_table(("left out", "group", "n", "median", "mean"), [
             (name, group, one["n"], _share(one["median_ape"]), _share(one["mean_ape"]))
-            for group, key in (("baselines", "left_out"), ("ratios", "ratios_left_out"))
+            for group, key in (("baselines", "left_out"), ("ratios", "ratios_left_out"),
+                               ("memory", "memory_left_out"))
             for name, one in known[key].items()
         ]), "",
         "## What others differ by among themselves", "", *_floor(rows), "",
@@ -109,10 +140,11 @@ def _floor(rows: dict[str, Row]) -> list[str]:
 
 def _worst(found: Verdict, rows: dict[str, Row]) -> list[str]:
     worst = sorted(found.rows, key=lambda one: -abs(np.log1p(one.error)))[:10]
-    return _table(("row", "group", "model", "device", "error", "what its source says"), [
+    return _table(("row", "group", "model", "device", "error", "what its source says", "why"), [
         (one.id, one.group, one.model, one.device, f"{one.error:+.0%}",
          f"{rows[one.id].precision}, {rows[one.id].stack}, {rows[one.id].offload}. "
-         + rows[one.id].note.replace("|", "/")) for one in worst
+         + rows[one.id].note.replace("|", "/"),
+         WHY.get(one.id, WHY.get(one.id.partition("-")[0], "unexplained"))) for one in worst
     ])  # fmt: skip
 
 

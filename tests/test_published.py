@@ -6,6 +6,8 @@ import pytest
 
 from planner.errors import InvalidFile, UsageError
 from planner.prediction.anchors import learn, share
+from planner.prediction.memory import Margin
+from planner.prediction.protocols import printed
 from planner.prediction.published import COLUMNS, Row, pairs, read
 from planner.prediction.replay import SKIPS, Skipped, sample
 
@@ -68,9 +70,9 @@ def test_pairs_are_rows_with_their_baseline_on_the_same_device(tmp_path: Path) -
 
 @pytest.mark.parametrize(("change", "reason"), [
     ({"model": "Midjourney"}, "unknown model"), ({"gpu": "H999"}, "unknown device"),
-    ({"n_gpus": "4"}, "several GPUs"), ({"attention": "SVG sparse"}, "sparse attention"),
+    ({"n_gpus": "4"}, "several GPUs"),
     ({"attention": "magic"}, "attention not stated"),
-    ({"precision": "gguf Q2_k"}, "precision without a pass"),
+    ({"precision": "int4 W4A4 naive"}, "precision without a pass"),
     ({"precision": "bf16", "gpu": "T4"}, "the device lacks the precision"),
     ({"frames": "81"}, "the model refuses the size"), ({"steps": "0"}, "no size or time"),
 ])  # fmt: skip
@@ -90,6 +92,93 @@ def test_a_row_becomes_the_work_that_its_clock_saw(tmp_path: Path) -> None:
     assert [p.name for p in whole.phases] == ["encode", "denoise", "decode"]
     assert [p.name for p in loop.phases] == ["denoise"] and loop.forwards == 20
     assert one_branch.phases[1].flops == pytest.approx(whole.phases[1].flops / 2, rel=0.01)
+
+
+def test_sparse_attention_is_a_technique_with_an_anchor(tmp_path: Path) -> None:
+    one, two = rows(
+        tmp_path, {"attention": "SVG sparse"}, {"attention": "SVG sparse", "cache": "TeaCache 0.2"}
+    )
+    assert (one.kernel, one.cache, two.cache) == ("", "SVG sparse", "SVG sparse + TeaCache 0.2")
+
+
+def test_weights_that_are_only_stored_take_the_bits_of_their_format(tmp_path: Path) -> None:
+    whole, eight, four = (
+        sum(part.bytes for part in sample(row).work.parts if part.phase == "denoise")
+        for row in rows(tmp_path, {}, {"precision": "int8 bnb"}, {"precision": "gguf Q4_K"})
+    )  # fmt: skip
+    assert four < eight < whole and four == pytest.approx(eight * 4.5 / 8)
+
+
+@pytest.mark.parametrize(("label", "place"), [
+    ("none", "device"), ("as needed (24GB)", "streamed"), ("sequential", "streamed"),
+    ("low-vram", "host"),
+])  # fmt: skip
+def test_a_label_of_offloading_says_where_the_denoiser_rests(
+    tmp_path: Path, label: str, place: str
+) -> None:
+    parts = sample(rows(tmp_path, {"offload": label})[0]).work.parts
+    assert [part.place for part in parts if part.phase == "denoise"] == [place]
+
+
+def seen(row: Row, lost: Margin) -> float:
+    one = sample(row)
+    return printed(row, one.work, one.loaded, one.card.memory_bytes, lost)
+
+
+def test_a_figure_of_memory_counts_what_its_tool_sees(tmp_path: Path) -> None:
+    lost = Margin(context=1e9, fragments=0.0, old=2.0)
+    process, device, old, weights = (
+        seen(row, lost) for row in rows(
+            tmp_path, {}, {"vram_unit": "GiB (device level)"}, {"attention": "vanilla"},
+            {"source": "huggingface.co/blog/quanto-diffusers"},
+        )
+    )  # fmt: skip
+    assert device == pytest.approx(process + 1e9)
+    assert weights < process < old
+
+
+def test_weights_quantized_on_the_device_lay_there_whole(tmp_path: Path) -> None:
+    lost = Margin(context=0.0, fragments=0.0)
+    flux = {"model": "FLUX.1-dev", "precision": "fp8", "gpu": "H100-SXM", "guidance": "1"}
+    after, since = (
+        seen(row, lost) for row in rows(
+            tmp_path, flux, flux | {"source": "github:sayakpaul/diffusers-torchao"},
+        )
+    )  # fmt: skip
+    assert after < since
+
+
+def test_fused_projections_are_held_beside_the_single_ones(tmp_path: Path) -> None:
+    single, fused = (
+        sum(part.bytes for part in sample(row).work.parts if part.phase == "denoise")
+        for row in rows(tmp_path, {}, {"note": "fuse_qkv=True"})
+    )  # fmt: skip
+    assert 1.01 < fused / single < 1.3
+
+
+def test_the_code_of_wans_authors_holds_float32_unless_it_converts(tmp_path: Path) -> None:
+    wan = {"model": "Wan2.1-T2V-1.3B", "height": "480", "width": "832", "frames": "5",
+           "gpu": "A800", "precision": "bf16", "source": "github:Wan-Video/Wan2.1"}  # fmt: skip
+    exact, half = (
+        sum(part.bytes for part in sample(row).work.parts if part.phase == "denoise")
+        for row in rows(tmp_path, wan, wan | {"offload": "offload_model+convert_model_dtype"})
+    )
+    assert exact == pytest.approx(2 * half, rel=0.02)
+
+
+@pytest.mark.parametrize(("note", "quantized"), [
+    ("", []), ("transformer + T5 quantized", [2]), ("quanto DiT+TE1", [0]),
+    ("quanto +text encoder quantized", [0, 1, 2]),
+])  # fmt: skip
+def test_a_note_names_the_encoders_that_are_quantized(
+    tmp_path: Path, note: str, quantized: list[int]
+) -> None:
+    three = {"model": "SD3-medium", "precision": "int8 quanto"}
+    plain, named = (
+        [part.bytes for part in sample(row).work.parts if part.phase == "encode"]
+        for row in rows(tmp_path, three, three | {"note": note})
+    )  # fmt: skip
+    assert [place for place in range(3) if named[place] < plain[place]] == quantized
 
 
 def test_anchors_give_back_the_shares_that_they_learned() -> None:

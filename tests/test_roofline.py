@@ -7,7 +7,7 @@ import pytest
 
 from planner.case.work import Operation, Part, Phase, Work
 from planner.errors import UsageError
-from planner.prediction.memory import Margin, peak
+from planner.prediction.memory import Margin, peak, peak_within
 from planner.prediction.roofline import Speeds, Table, price
 
 FAST = Speeds(
@@ -101,3 +101,11 @@ def test_memory_peaks_in_the_phase_that_needs_most() -> None:
     assert offloaded.phase == "denoise" and math.isclose(offloaded.total, 13.5e9)
     streamed = [part.model_copy(update={"place": "streamed", "window": 1e9}) for part in parts]
     assert peak(Work(phases=phases, parts=tuple(streamed)), nothing).total < 4e9
+
+
+def test_copies_of_convolutions_are_done_without_where_no_room_is_left() -> None:
+    one = Work(phases=(phase(op(), name="decode", peak=2e9, copies=1.5),))
+    lost = Margin(context=0.0, fragments=0.0)
+    assert peak_within(one, lost, 4e9).total == 3e9
+    assert peak_within(one, lost, 2.5e9).total == 2e9
+    assert peak(one, lost.model_copy(update={"old": 2.0})).total == 6e9

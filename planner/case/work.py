@@ -39,6 +39,8 @@ class Phase(Noun):
     alive at once in one of its calls, parameters not counted. `transfers` is the bytes of weights
     that cross the link from the host, in all its calls together; `overlapped` says that they do so
     while the device computes. `captured` says that its launches are replayed as one graph.
+    `copies` is how many times its peak a call takes on a GPU, whose convolutions hold copies of
+    what they read and write with the channels last.
     """
 
     name: Literal["encode", "denoise", "decode"]
@@ -49,6 +51,7 @@ class Phase(Noun):
     transfers: float = 0.0
     overlapped: bool = False
     captured: bool = False
+    copies: float = 1.0
 
     @field_validator("calls")
     @classmethod

@@ -5,8 +5,10 @@ With `--json` a command prints one document on stdout; everything else goes to s
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
@@ -45,6 +47,21 @@ dtype_option = click.option(
     "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]),
     help="Number format of weights and activations.",
 )  # fmt: skip
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Look for no cyclic garbage while a command imports and counts, which takes a tenth less time.
+
+    Use it where a command ends soon after. Counted peaks follow reference counts alone.
+    """
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def emit_json(document: Any) -> None:

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from planner.cli.common import dtype_option, emit_json, json_option, say, size_options, table
+from planner.cli.common import (
+    dtype_option,
+    emit_json,
+    json_option,
+    say,
+    size_options,
+    table,
+    uncollected,
+)
 
 if TYPE_CHECKING:
     from planner.tuning.planning import Planned
@@ -31,6 +39,7 @@ _GIB = 2**30
 @dtype_option
 @size_options("height", "width", "frames", "steps", "guidance")
 @json_option
+@uncollected()
 def command(model: str, emit: Path | None, as_json: bool, **asked: Any) -> None:
     """Predict the ladder of passes for MODEL on a device: quantize, fit, cache, fewer steps.
 

@@ -6,7 +6,14 @@ from typing import Any
 
 import click
 
-from planner.cli.common import dtype_option, emit_json, json_option, size_options, table
+from planner.cli.common import (
+    dtype_option,
+    emit_json,
+    json_option,
+    size_options,
+    table,
+    uncollected,
+)
 
 _GIB = 2**30
 
@@ -16,6 +23,7 @@ _GIB = 2**30
 @size_options("height", "width", "frames", "steps", "guidance", "text-tokens", "batch")
 @dtype_option
 @json_option
+@uncollected()
 def command(model: str, dtype: str | None, as_json: bool, **sizes: Any) -> None:
     """Count what one call of MODEL computes: operations, bytes, parameters, peak activations.
 

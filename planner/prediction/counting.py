@@ -48,10 +48,15 @@ class _Sum:
 
 @dataclass
 class Tally:
-    """What the operations of one phase add up to, by module, kind and block."""
+    """What the operations of one phase add up to, by module, kind and block.
+
+    `peak` is the most bytes of activations alive at once, `crest` the same with the copies that
+    convolutions make of what they read and write: tensor cores take channels last.
+    """
 
     sums: dict[tuple[str, Kind, bool], _Sum] = field(default_factory=dict)
     peak: float = 0.0
+    crest: float = 0.0
 
     def take(self, other: Tally, path: str = "", instead: str = "") -> None:
         """Add what another tally holds; groups below `path` are named below `instead`."""
@@ -124,6 +129,7 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Count for no phase any more."""
         if self._tally is not None:
             self._tally.peak = max(self._tally.peak, self.lifetimes.peak)
+            self._tally.crest = max(self._tally.crest, self.lifetimes.crest)
         self._tally = None
 
     @contextmanager
@@ -132,22 +138,23 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         The stretch's peak is what it needs beyond what is alive when it begins.
         """
-        around, stretch = self._tally, Tally()
-        before, begun = self.lifetimes.peak, self.lifetimes.alive
+        around, stretch, lives = self._tally, Tally(), self.lifetimes
+        before, begun = (lives.peak, lives.crest), lives.alive
         self._tally = stretch
-        self.lifetimes.restart()
+        lives.restart()
         try:
             yield stretch
         finally:
             self._tally = around
-            stretch.peak = self.lifetimes.peak - begun
-            self.lifetimes.peak = max(before, self.lifetimes.peak)
+            stretch.peak, stretch.crest = lives.peak - begun, lives.crest - begun
+            lives.raise_to(*before)
             if around is not None:
                 around.take(stretch)
 
     def repeat(self, stretch: Tally, path: str, instead: str) -> None:
         """Count a stretch once more, its groups below `path` under another name."""
-        self.lifetimes.peak = max(self.lifetimes.peak, self.lifetimes.alive + stretch.peak)
+        alive = self.lifetimes.alive
+        self.lifetimes.raise_to(alive + stretch.peak, alive + stretch.crest)
         if self._tally is not None:
             self._tally.take(stretch, path, instead)
 
@@ -164,7 +171,8 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, tally: Tally, func: Any, args: Any, kwargs: Any, out: Any, written: list[Any]
     ) -> None:
         path, block = self.scope.place
-        group = tally.sums.setdefault((path, _kind(func), block), _Sum())
+        kind = _kind(func)
+        group = tally.sums.setdefault((path, kind, block), _Sum())
         read = _tensors((args, kwargs))
         if func._schema.name in ("aten::embedding", "aten::index_select"):
             read = [*written, read[-1]]  # a lookup reads the rows it returns, not the whole table
@@ -173,7 +181,9 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         group.bytes += _bytes(read) + _bytes(written)
         group.flops += _flops(func, args, kwargs, out, written)
         group.launches += 1
-        group.dtype = group.dtype or ("int8" if _is_integer(func) else _dtype(written))
+        group.dtype = group.dtype or _multiplied(func, args, written)
+        if kind == "convolution":
+            self.lifetimes.raise_to(0.0, self.lifetimes.alive + _copies(args[0], out))
 
 
 def fixed_tensors(module: Any) -> list[Any]:
@@ -207,6 +217,17 @@ def _is_group(path: str, blocks: frozenset[str]) -> bool:
     return len(parts) == 1 or listed
 
 
+def _copies(read: Any, out: Any) -> float:
+    """Return the bytes of what a convolution reads and writes, copied with channels last.
+
+    Batches of 2**31 numbers are split into some of 2**30 at most.
+    Source: torch, aten/src/ATen/native/cudnn/ConvShared.cpp, split_batch_dim_to_32bit_out.
+    """
+    whole = max(read.numel(), out.numel())
+    share = 1.0 if whole < 2**31 else max(2**30 / whole, 1 / len(read))
+    return share * _bytes([read, out])
+
+
 @cache
 def _is_free(function: Any) -> bool:
     """Tell whether an operation computes nothing: views and uninitialised memory."""
@@ -218,7 +239,16 @@ def _is_free(function: Any) -> bool:
 
 @cache
 def _is_integer(function: Any) -> bool:
-    return function._schema.name in ("quantized::linear_dynamic", "planner::int8_linear")
+    return function._schema.name in (
+        "quantized::linear_dynamic", "planner::int8_linear", "aten::_int_mm"
+    )  # fmt: skip
+
+
+def _multiplied(function: Any, args: Any, written: list[Any]) -> str:
+    """Return the type that an operation multiplies: a scaled product writes a wider one."""
+    if _is_integer(function):
+        return "int8"
+    return _dtype(_tensors(args) if "_scaled_mm" in function._schema.name else written)
 
 
 @cache
@@ -226,7 +256,7 @@ def _kind(function: Any) -> Kind:
     name = function._schema.name.partition("::")[2]
     if "scaled_dot_product" in name or name in ("bmm", "baddbmm", "_softmax"):
         return "attention"
-    if name in ("mm", "addmm", "linear") or "linear" in name:
+    if name in ("mm", "addmm", "_int_mm", "_scaled_mm", "_scaled_mm_v2") or "linear" in name:
         return "linear"
     if "convolution" in name:
         return "convolution"

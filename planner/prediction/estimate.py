@@ -5,7 +5,7 @@ from __future__ import annotations
 from planner.case.noun import Noun
 from planner.case.work import Work
 from planner.catalog.devices import Card
-from planner.prediction.memory import Memory, peak
+from planner.prediction.memory import Memory, peak_within
 from planner.prediction.roofline import Table, price
 from planner.prediction.speeds import FITTED, RestsOn, Stack, fit_of, margin, rests_on, speeds
 
@@ -37,5 +37,5 @@ def estimate(work: Work, card: Card, stack: Stack = "eager") -> Estimate:
     return Estimate(
         seconds=total, low=total / spread, high=total * spread,
         by_phase={name: float(part[0]) for name, part in found.by_phase.items()},
-        memory=peak(work, margin(known)), rests_on=footing,
+        memory=peak_within(work, margin(known, stack), card.memory_bytes), rests_on=footing,
     )  # fmt: skip

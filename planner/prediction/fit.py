@@ -25,6 +25,7 @@ from planner.prediction.left_out import (
     FOOTINGS,
     GROUPS,
     left_out,
+    left_out_memory,
     left_out_ratios,
     spread,
     summary,
@@ -52,6 +53,10 @@ def main() -> None:
         "fit": inside, "left_out": {name: summary(found) for name, found in errors.items()},
         "ratios_left_out": {
             name: summary(left_out_ratios(timed, known, GROUPS[name]))
+            for name in ("pairs", "devices", "sources")
+        },
+        "memory_left_out": {
+            name: summary(left_out_memory(samples, known, GROUPS[name]))
             for name in ("pairs", "devices", "sources")
         },
         "spread": {footing: spread(errors[name]) for footing, name in FOOTINGS.items()},

@@ -8,10 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.prediction.fitting import Prices, fit, ratios, techniques
+from planner.prediction.fitting import (
+    Prices,
+    fit,
+    fit_margin,
+    memory_errors,
+    ratios,
+    techniques,
+)
 from planner.prediction.replay import Sample
 from planner.prediction.roofline import Columns
-from planner.prediction.speeds import Constants
+from planner.prediction.speeds import Constants, margin
 
 FOLDS = 12
 
@@ -33,8 +40,9 @@ def left_out(prices: Prices, key: Callable[[Sample], Any]) -> Columns:
     """Return each sample's log error when its whole group was left out of the fit."""
     folds = _folds([str(key(one)) for one in prices.samples])
     out = np.full(len(folds), np.nan)
+    whole = fit(prices)  # only where the others begin, which saves most of their steps
     for fold in sorted(set(folds.tolist())):
-        known = fit(prices, folds != fold)
+        known = fit(prices, folds != fold, whole)
         mine = folds == fold
         out[mine] = (prices.logs(known) - prices.seen)[mine]
     return out
@@ -52,6 +60,20 @@ def left_out_ratios(prices: Prices, known: Constants, key: Callable[[Sample], An
         kept = [pair for pair, away in zip(found, mine, strict=True) if not away]
         logs = prices.logs(techniques(prices, kept, known))
         out[mine] = (logs[one] - logs[other] - seen)[mine]
+    return out
+
+
+def left_out_memory(
+    samples: Sequence[Sample], known: Constants, key: Callable[[Sample], Any]
+) -> Columns:
+    """Return the log error of each printed peak when its group did not teach what memory loses."""
+    seen = [one for one in samples if one.row.memory]
+    folds = _folds([str(key(one)) for one in seen])
+    out = np.full(len(folds), np.nan)
+    for fold in sorted(set(folds.tolist())):
+        taught = [one for one, its in zip(seen, folds.tolist(), strict=True) if its != fold]
+        mine = [one for one, its in zip(seen, folds.tolist(), strict=True) if its == fold]
+        out[folds == fold] = memory_errors(mine, margin(fit_margin(taught, known), "old"))
     return out
 
 

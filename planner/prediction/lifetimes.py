@@ -16,13 +16,15 @@ def storage_of(tensor: Any) -> int:
 class Lifetimes:
     """Follows every storage from its first tensor to the death of its last one.
 
-    `fixed` are storages that are no activations: parameters and buffers.
+    `fixed` are storages that are no activations: parameters and buffers. `crest` is the peak with
+    what operations hold for themselves while they run.
     """
 
     def __init__(self, fixed: Iterable[int] = ()) -> None:
         self.fixed = set(fixed)
         self.alive = 0.0
         self.peak = 0.0
+        self.crest = 0.0
         self._tensors: dict[int, int] = {}
         self._bytes: dict[int, int] = {}
 
@@ -35,13 +37,18 @@ class Lifetimes:
             self._tensors[key] = 0
             self._bytes[key] = tensor.untyped_storage().nbytes()
             self.alive += self._bytes[key]
-            self.peak = max(self.peak, self.alive)
+            self.raise_to(self.alive)
         self._tensors[key] += 1
         weakref.finalize(tensor, self._gone, key).atexit = False
 
+    def raise_to(self, peak: float, crest: float = 0.0) -> None:
+        """Take note of so many bytes at once, and of so many with what operations hold."""
+        self.peak = max(self.peak, peak)
+        self.crest = max(self.crest, self.peak, crest)
+
     def restart(self) -> None:
         """Begin a new phase: its peak starts from what is alive now."""
-        self.peak = self.alive
+        self.peak = self.crest = self.alive
 
     def _gone(self, key: int) -> None:
         self._tensors[key] -= 1

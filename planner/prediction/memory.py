@@ -25,10 +25,14 @@ class Memory(Noun):
 
 
 class Margin(Noun):
-    """What is lost beside tensors: bytes of context, and a share of the activations."""
+    """What is lost beside tensors: bytes of context, and a share of the activations.
+
+    `old` is how many times the activations a pipeline before torch 2 takes.
+    """
 
     context: float
     fragments: float
+    old: float = 1.0
 
 
 def peak(work: Work, margin: Margin) -> Memory:
@@ -36,14 +40,26 @@ def peak(work: Work, margin: Margin) -> Memory:
     return max((_of(phase, work, margin) for phase in work.phases), key=lambda one: one.total)
 
 
+def peak_within(work: Work, margin: Margin, room: float) -> Memory:
+    """Return the memory on a device of so many bytes.
+
+    Where they do not hold the copies that convolutions make, kernels that make none are taken.
+    """
+    found = peak(work, margin)
+    if found.total <= room:
+        return found
+    return peak(work.mapped(lambda p: p.model_copy(update={"copies": 1.0})), margin)
+
+
 def _of(phase: Phase, work: Work, margin: Margin) -> Memory:
     kept = work.kept if phase.name == "denoise" else 0.0
+    active = phase.peak * phase.copies * margin.old
     return Memory(
         phase=phase.name,
         weights=_resident(work.parts, phase),
-        activations=phase.peak,
+        activations=active,
         kept=kept,
-        margin=margin.context + margin.fragments * (phase.peak + kept),
+        margin=margin.context + margin.fragments * (active + kept),
     )
 
 

@@ -156,7 +156,8 @@ def _calls(entry: Entry, denoisers: int, steps: int) -> tuple[int, ...]:
 
 def _phase(name: str, branch: str | None, calls: int, *counted: Counted) -> Phase:
     operations = tuple(op for one in counted for op in one.operations)
+    peak, crest = max(one.peak for one in counted), max(one.crest for one in counted)
     return Phase.model_validate({
         "name": name, "branch": branch, "calls": calls, "operations": operations,
-        "peak": max(one.peak for one in counted),
+        "peak": peak, "copies": crest / peak if peak else 1.0,
     })  # fmt: skip

@@ -20,23 +20,30 @@ _KERNELS = {
     "sdpa": "", "trt": "", "sglang default": "", "not stated": "", "vanilla": "math",
     "xformers": "flash2", "fa1": "flash2", "fa2": "flash2", "fa2/sdpa": "flash2", "fa2?": "flash2",
     "fa?": "flash2", "flash": "flash2", "fa2 (not stated)": "flash2", "aiter?": "flash2",
-    "aitemplate": "flash2", "fa3": "flash3", "fa2/fa3": "flash3", "cudnn": "cudnn",
+    "aitemplate": "flash2", "fa3": "flash3", "fa2/fa3": "flash2", "cudnn": "cudnn",
     "sage": "sage", "sage2": "sage",
 }  # fmt: skip
 _EIGHT_BITS = "not stated (8-bit attention"
 _OLD = ("xformers", "vanilla", "aitemplate", "fa1")
 """Attention labels that say a pipeline of 2022, before torch 2."""
 
-_SERVERS = ("sgl-project/sglang", "vllm-project", "ModelTC/LightX2V", "TheStageAI")
+_OF_2022 = ("SD1.5", "SD2.1")
+"""Models older than torch 2: such a label on a later one says no more than the kernel."""
+
+_SERVERS = ("sgl-project/sglang", "vllm-project", "ModelTC/LightX2V")
 """Sources whose engines fuse what diffusers runs in single kernels, whatever `compile` says."""
+
+_OTHERS = ("Diffusers", "xDiT", "FastVideo", "Wan official", "Wan2GP")
+"""Frameworks that those sources compare themselves with, as their notes begin."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One published measurement; `line` is where it stands in its file, seconds and GiB.
 
-    `stack` is eager, compiled, engine or old; `kernel` an attention kernel, "sparse" or "unknown".
-    `memory` is None where a row prints none.
+    `stack` is eager, compiled, engine or old; `kernel` an attention kernel or "unknown". Sparse
+    attention is a technique: it stands in `cache`. `memory` is None where a row prints none, `unit`
+    what is said of its unit and tool.
     """
 
     line: int
@@ -58,6 +65,7 @@ class Row:
     seconds: float | None
     scope: str
     memory: float | None
+    unit: str
     source: str
     note: str
     baseline: str
@@ -115,22 +123,25 @@ def _row(line: int, values: dict[str, str]) -> Row:
         return _number(column, values[column]) if values[column] else None
 
     source = values["source"]
-    server = any(name in source for name in _SERVERS)
+    other = values["note"].startswith(_OTHERS)
+    server = any(name in source for name in _SERVERS) and not other
     stack = {"n": "engine" if server else "eager", "y": "compiled"}.get(values["compile"], "engine")
-    if stack == "eager" and values["attention"] in _OLD:
+    if stack == "eager" and values["attention"] in _OLD and values["model"] in _OF_2022:
         stack = "old"
     memory = amount("peak_vram_gb")
-    if memory is not None and values["vram_unit"].startswith("GB"):
+    unit = values["vram_unit"]
+    # What torch's own counters print as GB is divided by 2**30 where nobody has verified it.
+    if memory is not None and unit.startswith("GB") and "GiB" not in unit:
         memory *= 1e9 / 2**30
     return Row(
         line=line, id=values["id"], model=values["model"],
         height=whole("height", 0), width=whole("width", 0), frames=whole("frames", 1),
         batch=whole("batch", 1), steps=whole("steps", 1), forwards=whole("guidance", 1),
         gpu=values["gpu"], gpus=whole("n_gpus", 1), precision=values["precision"], stack=stack,
-        kernel=_kernel(values["attention"]), cache=values["cache"] or "none",
+        kernel=_kernel(values["attention"], other), cache=_reused(values),
         offload=values["offload"] or "none", seconds=amount("latency_s"), scope=values["scope"],
-        memory=memory, source=source, note=values["note"], baseline=values["baseline_id"],
-        confidence=values["confidence"],
+        memory=memory, unit=unit, source=source, note=values["note"],
+        baseline=values["baseline_id"], confidence=values["confidence"],
     )  # fmt: skip
 
 
@@ -144,12 +155,27 @@ def _number(column: str, text: str) -> float:
     return value
 
 
-def _kernel(attention: str) -> str:
+def _kernel(attention: str, other: bool) -> str:
     if attention.startswith(_EIGHT_BITS):
-        return "sage"
-    if "sparse" in attention or attention == "SageSLA":
-        return "sparse"
+        return "" if other and "likely for" in attention else "sage"
+    if _is_sparse(attention):
+        return ""
+    for name in ("sage", "cudnn", "fa3"):
+        if name in attention and attention not in _KERNELS:
+            return _KERNELS[name]
     return _KERNELS.get(attention, "unknown")
+
+
+def _is_sparse(attention: str) -> bool:
+    return "sparse" in attention or attention == "SageSLA"
+
+
+def _reused(values: dict[str, str]) -> str:
+    """Return the label of a row's cache, sparse attention included: both leave work out."""
+    cache, attention = values["cache"] or "none", values["attention"]
+    if not _is_sparse(attention):
+        return cache
+    return attention if cache == "none" else f"{attention} + {cache}"
 
 
 def pairs(rows: list[Row]) -> Iterator[tuple[Row, Row]]:

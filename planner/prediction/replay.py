@@ -2,48 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
 from typing import Any, NamedTuple
 
 from planner.case.noun import Scalar
-from planner.case.work import Operation, Part, Work
+from planner.case.work import Operation, Work
 from planner.catalog.devices import Card, card
 from planner.catalog.reader import entry, published_as
 from planner.errors import PlannerError
 from planner.passes import registry
 from planner.prediction.meta import rounded_shape, shape_of, work_of
+from planner.prediction.protocols import adapted
 from planner.prediction.published import Row
 
 SKIPS = (
-    "unknown model", "unknown device", "no size or time", "several GPUs", "sparse attention",
-    "attention not stated", "precision without a pass", "cache without an anchor",
-    "offload not stated", "the model refuses the size", "the device lacks the precision",
+    "unknown model", "unknown device", "no size or time", "several GPUs", "attention not stated",
+    "precision without a pass", "cache without an anchor", "the model refuses the size",
+    "the device lacks the precision",
 )  # fmt: skip
 """Every reason for which a row is not predicted."""
 
-_HALF = {"fp16": "float16", "bf16": "bfloat16", "bf16/fp16": "bfloat16", "fp16+bf16": "bfloat16",
-         "bf16+fp32": "bfloat16"}  # fmt: skip
+_WIDE = {"fp16": "float16", "bf16": "bfloat16", "bf16/fp16": "bfloat16", "fp16+bf16": "bfloat16",
+         "bf16+fp32": "bfloat16", "fp32": "float32", "fp32/tf32": "float32"}  # fmt: skip
 _TECHNIQUES: dict[str, tuple[str, dict[str, Any]]] = {
     "fp8": ("fp8_dynamic", {"granularity": "per_tensor"}),
     "fp8 rowwise": ("fp8_dynamic", {"granularity": "per_row"}),
     "fp8/mixed (S)": ("fp8_dynamic", {"granularity": "per_tensor"}),
-    "int8": ("int8_dynamic", {}),
-    "int8 weight-only": ("int8_weight", {}), "int8 torchao wo": ("int8_weight", {}),
-    "int8 quanto": ("int8_weight", {}), "int8 bnb": ("int8_weight", {}),
-    "fp8 weight-only": ("fp8_storage", {}), "fp8 torchao wo": ("fp8_storage", {}),
-    "fp8 quanto": ("fp8_storage", {}), "fp8 layerwise cast": ("fp8_storage", {}),
-    "nvfp4 svdq r32": ("nvfp4", {}), "fp4_e2m1": ("nvfp4", {}), "nvfp4": ("nvfp4", {}),
+    "fp8 scaled": ("fp8_dynamic", {"granularity": "per_tensor"}),
+    "int8": ("int8_dynamic", {}), "int8 convrot": ("int8_dynamic", {}),
+    "nvfp4 svdq r32": ("nvfp4", {}), "nvfp4 svdq": ("nvfp4", {}), "fp4_e2m1": ("nvfp4", {}),
+    "nvfp4": ("nvfp4", {}), "fp4": ("nvfp4", {}),
 }  # fmt: skip
-_OFFLOADS: dict[str, tuple[str, dict[str, Any]]] = {
-    "model-cpu": ("model_offload", {}), "offload_model": ("model_offload", {}),
-    "offload_model+t5_cpu": ("model_offload", {}),
-    "offload_model+convert_model_dtype": ("model_offload", {}),
-    "offload_model+convert_model_dtype+t5_cpu": ("model_offload", {}),
-    "cpu offload": ("model_offload", {}), "offload": ("model_offload", {}),
-    "block offload": ("group_offload", {"level": "block"}),
-    "group-offload leaf": ("group_offload", {"level": "leaf"}),
-    "sequential": ("group_offload", {"level": "leaf"}),
+_CONVERTED = {
+    r"^fp8 ": 8, r"^int8 ": 8, r"^fp6": 6, r"^int4 ": 4.5, r"^nf4 ": 4.5, r"^autoquant": 8,
+    r"Q8_0$": 8.5, r"Q6_K$": 6.6, r"Q5_": 5.5, r"Q4_1$": 5, r"Q4_": 4.5, r"Q3_": 3.4,
+    r"Q2_[kK]$": 2.6,
 }  # fmt: skip
+"""Bits a weight of formats that are converted back before the product, scales included.
+
+Source: block layouts of ggml-common.h; bitsandbytes' NF4 with an absmax for 64 weights; torchao's
+int4 in groups of 128 to 32. torchao's autoquant chooses INT8 or none for each layer.
+"""
+_NO_KERNEL = ("W4A4", "svdq int4", "int4 svdq", "gptq", "naive")
+"""What multiplies integers of four bits: no unit of the catalogue does."""
 
 
 _HEAD = 64
@@ -60,35 +61,47 @@ class Skipped(Exception):
 
 
 class Sample(NamedTuple):
-    """A published row with the work that it measured and the device."""
+    """A published row with the work that it measured and the device.
+
+    `loaded` is the bytes of the weights before anything was quantized.
+    """
 
     row: Row
     card: Card
     work: Work
+    loaded: float
 
 
 def sample(row: Row) -> Sample:
     """Return the work of a row on its device. Raises `Skipped`."""
     model_id, device = _known(row)
     _refuse(row, device)
-    work = _in(row, _scoped(row, _traced(row, model_id)))
+    before = work = _in(row, _scoped(row, _traced(row, model_id)))
     for name, values in _techniques(row):
         work = registry.get(name).effect(work, registry.settings_of(name, values), None)
     _refuse_units(row, device, work)
-    if "sgl-project/sglang" in row.source:
-        work = _encoders(work, lambda part: {"place": "streamed", "window": part.bytes / 20})
-    if row.precision in _TECHNIQUES and ("text encoder" in row.note or "T5 quant" in row.note):
-        work = _encoders(work, lambda part: {"bytes": part.bytes / 2})
-    return Sample(row, device, work)
+    work = adapted(row, _narrowed(row, work), entry(model_id), before)
+    loaded = adapted(row, before, entry(model_id), before.model_copy(update={"parts": ()}))
+    return Sample(row, device, work, sum(part.bytes for part in loaded.parts))
 
 
-def _encoders(work: Work, change: Callable[[Part], dict[str, Any]]) -> Work:
-    """Change how encoders lie: SGLang streams their layers, some rows quantize them."""
-    parts = (
-        part.model_copy(update=change(part)) if part.phase == "encode" else part
-        for part in work.parts
+def _narrowed(row: Row, work: Work) -> Work:
+    """Give weights that are converted at every call the bits of the row's format."""
+    bits = converted_bits(row.precision)
+    if bits in (None, 8):
+        return work
+    parts = tuple(
+        part.model_copy(update={"bytes": part.bytes * (bits or 8) / 8})
+        if part.phase == "denoise" else part for part in work.parts
     )  # fmt: skip
-    return work.model_copy(update={"parts": tuple(parts)})
+    return work.model_copy(update={"parts": parts})
+
+
+def converted_bits(precision: str) -> float | None:
+    """Return the bits a weight of a format that only stores; None for any other."""
+    if precision in _TECHNIQUES or any(name in precision for name in _NO_KERNEL):
+        return None
+    return next((bits for like, bits in _CONVERTED.items() if re.search(like, precision)), None)
 
 
 def _refuse_units(row: Row, device: Card, work: Work) -> None:
@@ -125,13 +138,11 @@ def _refuse(row: Row, device: Card) -> None:
         raise Skipped("several GPUs", str(row.gpus))
     if not (row.height and row.width and row.steps and (row.seconds or row.memory)):
         raise Skipped("no size or time", row.id)
-    if row.kernel in ("sparse", "unknown"):
-        reason = "sparse attention" if row.kernel == "sparse" else "attention not stated"
-        raise Skipped(reason, row.id)
-    if row.precision not in _HALF and row.precision not in _TECHNIQUES:
+    if row.kernel == "unknown":
+        raise Skipped("attention not stated", row.id)
+    narrow = row.precision in _TECHNIQUES or converted_bits(row.precision)
+    if row.precision not in _WIDE and not narrow:
         raise Skipped("precision without a pass", row.precision)
-    if row.offload != "none" and row.offload not in _OFFLOADS:
-        raise Skipped("offload not stated", row.offload)
     if row.precision == "bf16" and not device.peaks.bfloat16:
         raise Skipped("the device lacks the precision", f"bf16 on {device.id}")
 
@@ -139,12 +150,29 @@ def _refuse(row: Row, device: Card) -> None:
 def _techniques(row: Row) -> list[tuple[str, dict[str, Any]]]:
     """Return the passes, with settings, that say what the row did."""
     found = [_TECHNIQUES[row.precision]] if row.precision in _TECHNIQUES else []
-    if row.offload in _OFFLOADS:
-        found.append(_OFFLOADS[row.offload])
+    if converted_bits(row.precision):
+        stored = "fp8_storage" if row.precision.startswith("fp8") else "int8_weight"
+        found.append((stored, {}))
+    found += _offload(row.offload)
     # Compilers, engines and Nunchaku's kernels (svdq) fuse what stands beside the products.
     if row.stack in ("compiled", "engine") or "svdq" in row.precision:
         found.append(("compile_blocks", {}))
     return found
+
+
+def _offload(label: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return the pass that says what a label of offloading does.
+
+    A denoiser that is offloaded as needed, because it does not fit, comes in block by block; a
+    label that names no more than offloading means diffusers' usual one, by components.
+    """
+    if label in ("none", "n"):
+        return []
+    if "sequential" in label or "leaf" in label:
+        return [("group_offload", {"level": "leaf"})]
+    if "block" in label or "group" in label or "as needed" in label:
+        return [("group_offload", {"level": "block"})]
+    return [("model_offload", {})]
 
 
 def _sizes(row: Row, model_id: str) -> dict[str, Scalar]:
@@ -159,7 +187,7 @@ def _sizes(row: Row, model_id: str) -> dict[str, Scalar]:
 
 
 def _traced(row: Row, model_id: str) -> Work:
-    dtype = _HALF.get(row.precision, "bfloat16")
+    dtype = _WIDE.get(row.precision, "bfloat16")
     model = entry(model_id)
     if dtype == "bfloat16":
         # Pipelines decode in float32 only where float16 would overflow.

@@ -42,7 +42,7 @@ class Speeds(Noun):
     the latter by kernel. bandwidth: what operations move; cached: how many times that where their
     tensors fit the `cache` (bytes). launch: host seconds a launch. ramp: device seconds in which a
     kernel starts and drains. call, step: host seconds of a pipeline call and of a denoiser call
-    outside all components. link: host to device.
+    in which the device waits, its queue run empty between two steps. link: host to device.
     """
 
     products: dict[str, float]

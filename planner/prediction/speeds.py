@@ -18,6 +18,9 @@ from planner.prediction.roofline import Speeds
 
 FITTED = Path(__file__).parent / "fitted.json"
 
+_USUAL_WATTS = 1.6
+"""Watts for a rated TFLOPS: the median board of the catalogue has about as many."""
+
 Stack = Literal["eager", "compiled", "engine", "old"]
 """What runs the pipeline: diffusers, torch.compile, an engine's own kernels, or torch before 2."""
 
@@ -29,18 +32,24 @@ class Constants(Noun):
     """What `planner.prediction.fit` found; shares are of the best product measured on a device.
 
     linear, convolution: share that a denoiser's layers reach. flash2, flash3, sage: share of
-    attention by kernel; hopper: what flash2 keeps of it on chips whose products outran it.
+    attention by kernel; hopper: what flash2 keeps of it on chips whose products outran it, early
+    where it does not run, before Ampere.
     compiled, engine, old: what those stacks gain on products. bandwidth: share of the rated one.
     cached, launch, launch_compiled, ramp, call, step: as in `Speeds`. float8, int8, float4: share
     of those units' rated speed that quantized layers reach. link: bytes a second from the host.
+    power: exponent with which products follow the watts that a board has for its rated speed.
+    desktop: share of the host's seconds a launch and a step that desktops take, where GeForce sits.
+    step_fused: share of a step's seconds that are left where a compiler or an engine runs it.
     devices: what single devices reach of all this, by id. context: bytes that a device's runtime
-    takes. fragments: share of the activations that the allocator loses. caches: anchors.
+    takes. fragments: share of the activations that the allocator loses; old_copies: how many times
+    the activations a pipeline before torch 2 holds. caches: anchors.
     """
 
     linear: float = 0.85
     convolution: float = 0.6
     flash2: float = 0.7
     hopper: float = 0.7
+    early: float = 0.7
     flash3: float = 0.8
     sage: float = 1.1
     compiled: float = 1.05
@@ -57,9 +66,13 @@ class Constants(Noun):
     int8: float = 0.5
     float4: float = 0.5
     link: float = 20e9
+    power: float = 0.2
+    desktop: float = 0.7
+    step_fused: float = 0.7
     devices: dict[str, float] = {}
     context: float = 0.3e9
     fragments: float = 0.1
+    old_copies: float = 1.5
     caches: dict[str, float] = {}
 
 
@@ -90,9 +103,10 @@ def fit_of(file: Path) -> Fit:
         raise InvalidFile(f"{file.name} is damaged", value=str(error), way_out=way_out) from error
 
 
-def margin(known: Constants) -> Margin:
-    """Return what is lost of a device's memory beside tensors."""
-    return Margin(context=known.context, fragments=known.fragments)
+def margin(known: Constants, stack: Stack = "eager") -> Margin:
+    """Return what is lost of a device's memory beside tensors under a stack."""
+    old = known.old_copies if stack == "old" else 1.0
+    return Margin(context=known.context, fragments=known.fragments, old=old)
 
 
 def rests_on(card: Card, known: Constants) -> RestsOn:
@@ -107,7 +121,11 @@ def speeds(card: Card, known: Constants, stack: Stack = "eager") -> Speeds:
     """Return how fast a card is under a stack, with 16-bit products in bfloat16 and float16."""
     own = known.devices.get(card.id) or _family(card, known)
     gain = 1.0 if stack == "eager" else float(getattr(known, stack))
-    tera = 1e12 * own * gain
+    tera = 1e12 * own * gain * _watts(card) ** known.power
+    host = known.desktop if _is_desktop(card) else 1.0
+    plain = stack in ("eager", "old")
+    launch = (known.launch if plain else known.launch_compiled) * host
+    step = known.step * (1.0 if plain else known.step_fused) * host
     half = {name: _product(card, name) for name in ("float16", "bfloat16")}
     units = {
         **{name: value * known.linear * tera for name, value in half.items() if value},
@@ -117,8 +135,9 @@ def speeds(card: Card, known: Constants, stack: Stack = "eager") -> Speeds:
         "int8": (card.peaks.int8 or 0) * known.int8 * tera,
         "float4": (card.peaks.float4 or 0) * known.float4 * tera,
     }
-    outran = (card.capability or (9, 0)) in ((9, 0), (10, 0), (10, 3))
-    flash2 = known.flash2 * (known.hopper if outran else 1.0)
+    made = card.capability or (9, 0)
+    outran = made in ((9, 0), (10, 0), (10, 3))
+    flash2 = known.flash2 * (known.hopper if outran else known.early if made < (8, 0) else 1.0)
     attention = {"": flash2, "flash2": flash2, "math": known.linear, "cudnn": known.flash3,
                  "flash3": known.flash3 if outran else flash2, "sage": known.sage}  # fmt: skip
     return Speeds(
@@ -127,9 +146,22 @@ def speeds(card: Card, known: Constants, stack: Stack = "eager") -> Speeds:
         attention={name: value / known.linear for name, value in attention.items()},
         bandwidth=card.bandwidth * 1e9 * known.bandwidth,
         cached=known.cached, cache=card.cache_mb * 1e6,
-        launch=known.launch if stack in ("eager", "old") else known.launch_compiled,
-        ramp=known.ramp, call=known.call, step=known.step, link=known.link,
+        launch=launch, ramp=known.ramp, call=known.call, step=step, link=known.link,
     )  # fmt: skip
+
+
+def _watts(card: Card) -> float:
+    """Return the watts that a board has for a rated TFLOPS of 16 bits, over those of most.
+
+    A board with few of them lowers its clock under a long product.
+    """
+    rated = card.peaks.float16 or card.peaks.bfloat16
+    return card.watts / rated / _USUAL_WATTS if rated else 1.0
+
+
+def _is_desktop(card: Card) -> bool:
+    workstation = "Ada" in card.name or "PRO" in card.name
+    return card.name.startswith("RTX") and not workstation
 
 
 def _family(card: Card, known: Constants) -> float:

@@ -52,10 +52,14 @@ class Stage(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """The operations of one call, and the most bytes of activations alive at once in it."""
+    """The operations of one call, and the most bytes of activations alive at once in it.
+
+    `crest` is the peak with the copies that convolutions make.
+    """
 
     operations: tuple[Operation, ...]
     peak: float
+    crest: float
 
 
 def stage_of(part: Component, dtype: str, where: str) -> Stage:
@@ -146,7 +150,7 @@ def _run(call: Any, arguments: dict[str, Any], cls: str) -> None:
 
 
 def _counted(tally: Tally) -> Counted:
-    return Counted(tally.operations(), tally.peak)
+    return Counted(tally.operations(), tally.peak, tally.crest)
 
 
 def _is_video(vae: Any) -> bool:

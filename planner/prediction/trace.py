@@ -79,6 +79,7 @@ class _Counter:
         return Phase.model_validate({
             "name": name, "branch": branch, "calls": steps if name == "denoise" else calls,
             "operations": tally.operations(calls), "peak": tally.peak,
+            "copies": tally.crest / tally.peak if tally.peak else 1.0,
         })  # fmt: skip
 
     @contextmanager

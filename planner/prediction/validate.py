@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from planner.prediction.fitting import Prices, gather, plain, ratios, trusted
+from planner.prediction.fitting import Prices, gather, memory_errors, plain, ratios, trusted
 from planner.prediction.left_out import summary
-from planner.prediction.memory import peak
 from planner.prediction.published import Row, pairs
 from planner.prediction.replay import Sample, is_known
 from planner.prediction.speeds import Constants, margin
@@ -79,9 +78,12 @@ def _timed(samples: Sequence[Sample], known: Constants) -> list[Judged]:
 
 
 def _memory(samples: Sequence[Sample], known: Constants) -> list[Judged]:
+    mine = [one for one in samples if one.row.memory]
+    errors = memory_errors(mine, margin(known, "old"))
+    bytes_seen = [(one.row.memory or 0.0) * 2**30 for one in mine]
     return [
-        _judged("memory", one, peak(one.work, margin(known)).total, one.row.memory * 2**30)
-        for one in samples if one.row.memory
+        _judged("memory", one, float(np.exp(wrong)) * seen, seen)
+        for one, wrong, seen in zip(mine, errors, bytes_seen, strict=True)
     ]  # fmt: skip
 
 

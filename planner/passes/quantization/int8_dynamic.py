@@ -107,8 +107,10 @@ def effect(work: Work, settings: Int8DynamicSettings, telemetry: Telemetry | Non
 
     In float32, the one format on a CPU, the own weights stay beside the packed ones.
     """
-    linear = (op for phase in work.phases for op in phase.operations if op.kind == "linear")
-    both = any(op.dtype == "float32" for op in linear)
+    both = any(
+        op.kind == "linear" and op.block and op.dtype == "float32"
+        for phase in work.phases if phase.name == "denoise" for op in phase.operations
+    )  # fmt: skip
     return quantized(work, settings, lambda op: dynamic(op, INT8), both)
 
 
