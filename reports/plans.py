@@ -14,7 +14,8 @@ from planner.errors import PlannerError
 from planner.plans.graph import build
 from planner.prediction.estimate import estimate
 from planner.prediction.meta import work_of
-from planner.tuning.ladder import Ladder, Planner
+from planner.tuning.ladder import Planner
+from planner.tuning.rungs import Ladder
 from planner.tuning.target import case_on
 
 HERE = Path(__file__).parent

@@ -181,9 +181,12 @@ def test_seeds_are_legal_distinct_and_climb_the_ladder(real: Graph) -> None:
     assert len(set(found)) == len(found) and BASELINE not in found
     assert [real.why_not(plan) for plan in found] == [None] * len(found)
     first = [next(i for i, plan in enumerate(found) if name in plan)
-             for name in ("int8_dynamic", "tea_cache", "steps")]  # fmt: skip
+             for name in ("int8_dynamic", "step_mask", "steps")]  # fmt: skip
     assert first == sorted(first)
-    assert any({"int8_dynamic", "tea_cache", "steps"} <= set(plan.names) for plan in found)
+    assert any({"int8_dynamic", "step_mask", "steps"} <= set(plan.names) for plan in found)
+    # Other caches stand on their rung, and carry none above it.
+    tea = [plan for plan in found if "tea_cache" in plan]
+    assert tea and not any("steps" in plan for plan in tea)
 
 
 def test_every_legal_pass_stands_in_a_seed(real: Graph) -> None:

@@ -7,6 +7,7 @@ import pytest
 import planner
 from planner.cli.main import run
 from planner.errors import NoPlanMeetsGoal, UsageError
+from planner.passes import registry
 from planner.policy.file import read_policy
 from planner.policy.runtime import load
 
@@ -58,6 +59,17 @@ def test_an_encoder_larger_than_the_card_is_streamed_beside_the_fastest_format_t
     rung = planned.ladder.last
     assert planned.ladder.meets and rung.passes["text_encoder_offload"] == {"level": "leaf"}
     assert "group_offload" not in rung.passes and rung.memory <= 32e9
+
+
+def test_a_cache_that_could_not_be_applied_without_a_search_is_not_recommended() -> None:
+    planned = planner.plan("flux.2-dev", target="b200", budget="4s")
+    quantized, cached = planned.ladder.rungs[1:3]
+    assert all(registry.get(name).calibrate is None for name in cached.passes)
+    # Its steps are known before the run, so that the time is the roofline's own.
+    assert cached.passes["taylor_seer"]["interval"] == 3 and "published of other" not in (
+        cached.rests_on
+    )
+    assert cached.high / cached.seconds == pytest.approx(quantized.high / quantized.seconds)
 
 
 def test_a_thousand_calls_cost_what_the_hour_costs() -> None:

@@ -1,9 +1,10 @@
 """Where an expert would start: a ladder from the mildest stack to the boldest.
 
 Passes that cost nothing come first and stay; then one rung a family, quantize before cache before
-fewer steps, each rung on top of the one below; then every pass alone, so that the sampler sees
-what each is worth; then the top of the ladder with bolder settings. Six such seeds were worth at
-least forty trials of a sampler without them (shoot-out over six landscapes, GP, flat encoding).
+fewer steps, each rung on top of the one below; then passes alone, so that the sampler sees what
+each is worth; then the top of the ladder with bolder settings. Of several passes that do the same
+thing each stands on its rung once, and one of them carries the rungs above. Six such seeds were
+worth at least forty trials of a sampler without them (shoot-out over six landscapes, GP).
 No pass is known by name: the rungs are families, the settings the passes' own `seeds`.
 """
 
@@ -47,10 +48,11 @@ def seeds(graph: Graph, case: Case, goal: Goal) -> tuple[Plan, ...]:
     rungs = [_members(graph, goal, family) for family in _families(goal)]
     slow = [_members(graph, goal, family) for family in SLOW_TO_PUT_ON]
     boldest = max((len(one.seeds) for rung in rungs for one in rung), default=1)
+    leading = [_leaders(rung) for rung in rungs]
     stacks = [
         *_climb(graph, base, rungs),
-        *_alone(graph, base, [*rungs, *slow]),
-        *(top for level in range(1, boldest) for top in _top(graph, base, rungs, level)),
+        *_alone(graph, base, [*leading, *slow]),
+        *(top for level in range(1, boldest) for top in _top(graph, base, leading, level)),
     ]
     found = dict.fromkeys(Plan.of(stack) for stack in stacks)
     return tuple(plan for plan in found if plan.passes)[:MOST]
@@ -84,13 +86,30 @@ def _base(graph: Graph) -> Stack:
 
 
 def _climb(graph: Graph, base: Stack, rungs: list[list[Pass]]) -> Iterator[Stack]:
-    """Yield every stack of the ladder, rung by rung; several passes of a rung branch it."""
+    """Yield every stack of the ladder, rung by rung; several leaders of a rung branch it."""
     stacks = [base]
     yield base
     for rung in rungs:
         grown = [new for stack in stacks for new in _grow(graph, stack, rung, 0)]
         yield from grown
-        stacks = grown or stacks
+        led = {one.name for one in rung} - {one.name for one in _leaders(rung)}
+        stacks = [stack for stack in grown if not led & stack.keys()] or stacks
+
+
+def _leaders(rung: list[Pass]) -> list[Pass]:
+    """Return a rung without the passes that another one stands for, since both claim one thing.
+
+    What is fitted to the model stands for what is not, then what draws an image whatever its
+    neighbours, then what has fewer settings to search.
+    """
+
+    def rank(one: Pass) -> tuple[bool, bool, int, str]:
+        fitted = one.calibrate is not None
+        return (not fitted, not one.batch_invariant, len(one.settings.model_fields), one.name)
+
+    return [one for one in rung
+            if not any(rank(other) < rank(one) and set(other.owns) & set(one.owns)
+                       for other in rung)]  # fmt: skip
 
 
 def _top(graph: Graph, base: Stack, rungs: list[list[Pass]], level: int) -> list[Stack]:

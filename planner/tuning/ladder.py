@@ -12,10 +12,9 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from planner.case.goal import Goal
-from planner.case.noun import Noun
 from planner.case.work import Work
 from planner.catalog.devices import Card
-from planner.catalog.quality import Published, published, sentence
+from planner.catalog.quality import published, sentence
 from planner.passes import registry
 from planner.passes.base import Family, Fidelity
 from planner.plans.graph import Graph
@@ -23,65 +22,15 @@ from planner.plans.plan import Plan
 from planner.prediction.estimate import Estimate, estimate
 from planner.prediction.memory import peak
 from planner.prediction.speeds import fitted, margin
-from planner.units import format_seconds
+from planner.tuning.rungs import Ladder, Name, Rung
 
 Stack = dict[str, Mapping[str, Any]]
-Name = Literal["untouched", "quantize", "fit", "cache", "steps"]
 
 _COMPILER = "compile_blocks"
 _PRECISION = "denoiser.linear_precision"
 _REUSE = "denoiser.step_reuse"
-_BOUNDS = {"encode": "encode the prompt", "denoise": "denoise", "decode": "decode",
-           "host": "start a call on the host"}  # fmt: skip
 _FEWEST_STEPS = 4
 _MOST_MEMORY_PASSES = 2
-
-
-class Rung(Noun):
-    """One step of the ladder with everything below it, predicted.
-
-    `seconds` is the middle of `low` and `high`; `lacks` the bytes by which its memory is over the
-    limit, zero where it fits. `rests_on` says what the figures stand on, `quality` what is known
-    of the images, `anchors` what others measured of those that its new passes make.
-    """
-
-    name: Name
-    plan: str
-    passes: dict[str, dict[str, Any]]
-    seconds: float
-    low: float
-    high: float
-    memory: float
-    lacks: float
-    rests_on: str
-    quality: str
-    anchors: tuple[Published, ...] = ()
-
-
-class Ladder(Noun):
-    """All rungs, whether the last one meets the goal, and the least that any plan could take.
-
-    `floor` is the seconds of the last rung with a single step at the optimistic end, by what takes
-    them: encode, denoise and decode, and the host outside all of these. `front` holds every
-    predicted plan that no other beats in both seconds and memory.
-    """
-
-    rungs: tuple[Rung, ...]
-    meets: bool
-    floor: dict[str, float]
-    front: tuple[tuple[str, float, float], ...]
-
-    @property
-    def last(self) -> Rung:
-        """Return the highest rung."""
-        return self.rungs[-1]
-
-    @property
-    def floor_said(self) -> str:
-        """Say how little time is left to save, and what bounds it."""
-        most = max(self.floor, key=self.floor.__getitem__)
-        least, part = format_seconds(sum(self.floor.values())), format_seconds(self.floor[most])
-        return f"one step of the last rung takes {least} at best, {part} of it to {_BOUNDS[most]}"
 
 
 class Planner:
@@ -220,11 +169,18 @@ class Planner:
                     yield from self._moved(grown, names[place + 1 :], count - 1)
 
     def _cached(self, stack: Stack, below: Rung) -> Rung | None:
-        """Return the rung of a cache: what others' caches left to compute is its whole range."""
-        grown = [self._with(stack, name) for name in self._owning(_REUSE)]
+        """Return the rung of a cache: one that needs no calibration, if there is one.
+
+        What a cache that decides at run time leaves to compute is not known before: the range of
+        others' caches stands for it.
+        """
+        names = sorted(self._owning(_REUSE), key=lambda one: bool(registry.get(one).calibrate))
+        grown = (self._with(stack, name) for name in names)
         chosen = next((one for one in grown if self._legal(one)), None)
         if chosen is None:
             return None
+        if self._estimate(chosen).seconds < self._estimate(stack).seconds:
+            return self._rung("cache", chosen, _quality(chosen))
         shares = sorted(value for key, value in fitted().caches.items() if "," not in key)
         found = self._estimate(stack)
         rest = found.seconds - found.by_phase["denoise"]

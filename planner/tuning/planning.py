@@ -21,9 +21,10 @@ from planner.policy.file import PolicyFile
 from planner.policy.summary import asked
 from planner.prediction.meta import work_of
 from planner.prediction.speeds import FITTED
-from planner.tuning.ladder import Ladder, Planner, Rung
+from planner.tuning.ladder import Planner
 from planner.tuning.policies import commit
 from planner.tuning.request import goal_of
+from planner.tuning.rungs import Ladder, Rung
 from planner.tuning.target import case_on
 from planner.units import format_bytes, format_seconds
 
