@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from planner.case.case import Case
 from planner.case.noun import Scalar
+from planner.case.work import Phase, Work
 
 FEW_STEPS = 8
 """At this many steps or fewer, neighbouring steps differ too much to stand in for each other."""
@@ -59,6 +60,28 @@ def long_enough(name: str) -> Callable[[Case], str | None]:
         return f"{name} needs at least {FEW_STEPS + 1} steps; this call has {steps}"
 
     return _long_enough
+
+
+def with_residuals(work: Work, copies: int = 1) -> Work:
+    """Return the work holding `copies` of what the block stack adds, for every branch.
+
+    Each block list adds one tensor as large as the queries of its attention. Two experts hold
+    theirs one after the other.
+    """
+    branches: dict[str | None, float] = {}
+    for phase in work.phases:
+        if phase.name == "denoise":
+            held = copies * _residual(phase)
+            branches[phase.branch] = max(held, branches.get(phase.branch, 0.0))
+    return work.model_copy(update={"kept": work.kept + sum(branches.values())})
+
+
+def _residual(phase: Phase) -> float:
+    """Return the bytes of what a phase's block lists add: attention moves four times as much."""
+    inside = [op for op in phase.operations if op.block]
+    each = (op.bytes / max(1, op.launches) for op in inside if op.kind == "attention")
+    lists = {op.path.partition(".")[0] for op in inside}
+    return len(lists) * max(each, default=0.0) / 4
 
 
 def reused_none(

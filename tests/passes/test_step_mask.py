@@ -119,3 +119,24 @@ def test_few_steps_and_inert_masks_are_said(bench: Bench) -> None:
     assert PASS.observe is not None
     inert = PASS.observe(StepMaskSettings(), {"computed": 20, "reused": 0}, bench.case.workload)
     assert inert == "step_mask reused none of 20 forwards at share 0.5"
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_the_effect_holds_the_bytes_that_the_residuals_take(
+    bench: Bench, order: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int] = []
+    real = History.keep
+
+    def keep(history: Any, place: float, added: Any) -> None:
+        real(history, place, added)
+        tensors = [one for step in history._added for pair in step for one in pair]
+        held.append(sum(one.nbytes for one in tensors if one is not None))
+
+    monkeypatch.setattr(History, "keep", keep)
+    settings = {"share": 0.5, "order": order}
+    with bench.put({"step_mask": settings}):
+        bench.draw()
+    after = PASS.effect(bench.work, StepMaskSettings(**settings), None)
+    # Two branches; the attention whose traffic tells the size reads a little else besides.
+    assert after.kept == pytest.approx(2 * max(held), rel=0.02)

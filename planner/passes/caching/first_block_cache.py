@@ -23,7 +23,7 @@ from planner.case.workload import Workload
 from planner.hooks.blocks import denoiser_of, segments
 from planner.hooks.branches import Hook, Tally, attach, drop_empty_registry
 from planner.hooks.clock import StepClock
-from planner.hooks.reuse import long_enough, nothing_between, reused_none
+from planner.hooks.reuse import long_enough, nothing_between, reused_none, with_residuals
 from planner.passes.base import (
     Context,
     Domain,
@@ -122,13 +122,13 @@ def _clear(blocks: list[Any]) -> None:
 
 
 def effect(work: Work, settings: FirstBlockCacheSettings, telemetry: Telemetry | None) -> Work:
-    """Lower the share of all blocks but the first; unchanged without telemetry.
+    """Lower the share of all blocks but the first; without telemetry only hold more.
 
     Telemetry holds the whole stack's residual; its changes, added up since the last computed
     step, stand in for the first block's, which only a run with the cache on shows.
     """
     if telemetry is None:
-        return work
+        return with_residuals(work, 2)
 
     def cached(phase: Phase) -> Phase:
         changes = telemetry.branches.get(phase.branch or "single")
@@ -139,7 +139,7 @@ def effect(work: Work, settings: FirstBlockCacheSettings, telemetry: Telemetry |
         operations = tuple(_reused(op, share, first) for op in phase.operations)
         return phase.model_copy(update={"operations": operations})
 
-    return work.mapped(cached)
+    return with_residuals(work.mapped(cached), 2)
 
 
 def _share(changes: tuple[float, ...], threshold: float, calls: float) -> float:

@@ -29,6 +29,7 @@ from planner.hooks.reuse import (
     long_enough,
     nothing_between,
     reused_none,
+    with_residuals,
 )
 from planner.hooks.skipping import Masked, skipping
 from planner.passes.base import (
@@ -111,9 +112,9 @@ def calibrate(
 
 
 def effect(work: Work, settings: MagCacheSettings, telemetry: Telemetry | None) -> Work:
-    """Lower the share of all blocks to that of the computed steps; unchanged without telemetry."""
+    """Lower the share of all blocks to that of the computed steps, if telemetry tells them."""
     if telemetry is None or not telemetry.ratios:
-        return work
+        return with_residuals(work)
 
     def masked(phase: Phase) -> Phase:
         seen = telemetry.ratios.get(phase.branch or "single")
@@ -124,7 +125,7 @@ def effect(work: Work, settings: MagCacheSettings, telemetry: Telemetry | None) 
             lambda op: op.model_copy(update={"share": op.share * share}) if op.block else op
         )
 
-    return work.mapped(masked)
+    return with_residuals(work.mapped(masked))
 
 
 def observe(settings: MagCacheSettings, statistics: Statistics, workload: Workload) -> str | None:

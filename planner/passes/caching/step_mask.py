@@ -29,6 +29,7 @@ from planner.hooks.reuse import (
     long_enough,
     nothing_between,
     reused_none,
+    with_residuals,
 )
 from planner.hooks.skipping import Masked, skipping
 from planner.passes.base import (
@@ -103,7 +104,7 @@ def calibrate(
 
 
 def effect(work: Work, settings: StepMaskSettings, telemetry: Telemetry | None) -> Work:
-    """Lower the share of all blocks to that of the computed steps: known before any run."""
+    """Lower the share of all blocks to that of the computed steps; hold what they added."""
 
     def masked(phase: Phase) -> Phase:
         if phase.name != "denoise" or phase.calls < 1:
@@ -113,7 +114,7 @@ def effect(work: Work, settings: StepMaskSettings, telemetry: Telemetry | None) 
             lambda op: op.model_copy(update={"share": op.share * share}) if op.block else op
         )
 
-    return work.mapped(masked)
+    return with_residuals(work.mapped(masked), settings.order + 1)
 
 
 def observe(settings: StepMaskSettings, statistics: Statistics, workload: Workload) -> str | None:

@@ -26,6 +26,7 @@ from planner.hooks.reuse import (
     long_enough,
     nothing_between,
     reused_none,
+    with_residuals,
 )
 from planner.hooks.skipping import skipping
 from planner.passes.base import (
@@ -80,7 +81,7 @@ def apply(pipeline: Any, settings: TaylorSeerSettings, context: Context) -> Undo
 
 
 def effect(work: Work, settings: TaylorSeerSettings, telemetry: Telemetry | None) -> Work:
-    """Lower the share of all blocks to that of the computed steps: known before any run."""
+    """Lower the share of all blocks to that of the computed steps; hold what they added."""
 
     def skipped(phase: Phase) -> Phase:
         steps = round(phase.calls)
@@ -91,7 +92,7 @@ def effect(work: Work, settings: TaylorSeerSettings, telemetry: Telemetry | None
             lambda op: op.model_copy(update={"share": op.share * share}) if op.block else op
         )
 
-    return work.mapped(skipped)
+    return with_residuals(work.mapped(skipped), settings.order + 1)
 
 
 def observe(

@@ -28,7 +28,13 @@ from planner.hooks.blocks import Stack, Streams, denoiser_of
 from planner.hooks.branches import PerBranch, Tally
 from planner.hooks.changes import INDICATORS, Recording, modulated_input, relative_change
 from planner.hooks.curve import Curve, fit
-from planner.hooks.reuse import branches_apart, long_enough, nothing_between, reused_none
+from planner.hooks.reuse import (
+    branches_apart,
+    long_enough,
+    nothing_between,
+    reused_none,
+    with_residuals,
+)
 from planner.passes.base import (
     Artifact,
     Context,
@@ -185,9 +191,9 @@ def _curve_of(telemetry: Telemetry) -> Curve:
 
 
 def effect(work: Work, settings: TeaCacheSettings, telemetry: Telemetry | None) -> Work:
-    """Lower the share of all blocks by the simulated hit rate; unchanged without telemetry."""
+    """Lower the share of all blocks by the simulated hit rate; without telemetry only hold more."""
     if telemetry is None or not telemetry.branches:
-        return work
+        return with_residuals(work)
     curve = _curve_of(telemetry)
 
     def cached(phase: Phase) -> Phase:
@@ -202,7 +208,7 @@ def effect(work: Work, settings: TeaCacheSettings, telemetry: Telemetry | None) 
         )
         return phase.model_copy(update={"operations": operations})
 
-    return work.mapped(cached)
+    return with_residuals(work.mapped(cached))
 
 
 def narrow(case: Case, telemetry: Telemetry | None) -> dict[str, Domain]:
