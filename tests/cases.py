@@ -15,6 +15,7 @@ TRAITS = Traits(
     block_classes=("FluxTransformerBlock", "FluxSingleTransformerBlock"),
     blocks=12,
     cacheable=True,
+    skippable=True,
     compilable=True,
     branches=("cond", "uncond"),
     prompt_arguments=("prompt", "prompt_2", "device"),

@@ -42,7 +42,7 @@ def case() -> Case:
              for name, kind in (("transformer", "FluxTransformer2DModel"),
                                 ("vae", "AutoencoderKL"), ("text_encoder_2", "T5EncoderModel"))}
     traits = Traits(denoiser="transformer", denoiser_class="FluxTransformer2DModel", blocks=12,
-                    branches=("cond", "uncond"), cacheable=True)  # fmt: skip
+                    branches=("cond", "uncond"), cacheable=True, skippable=True)  # fmt: skip
     device = Device(kind="cpu", name="Test CPU 2.1 GHz", memory_bytes=24 * 2**30, threads=2,
                     features=("avx2", "fma"), libraries={"torch": "2.14.1"})  # fmt: skip
     call: dict[str, Any] = {"height": 128, "width": 128, "num_inference_steps": 50,

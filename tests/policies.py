@@ -40,7 +40,8 @@ def a_case() -> Case:
             traits=Traits(
                 denoiser="transformer", denoiser_class="FluxTransformer2DModel",
                 block_classes=("FluxTransformerBlock", "FluxSingleTransformerBlock"),
-                blocks=12, cacheable=True, compilable=True, branches=("cond", "uncond"),
+                blocks=12, cacheable=True, skippable=True, compilable=True,
+                branches=("cond", "uncond"),
             ),
         ),
         device=Device(

@@ -141,9 +141,8 @@ def test_needs_answer_nothing_or_a_sentence_that_names_the_pass(one: Pass, bench
         }),
         "model": bench.case.model.model_copy(update={
             "components": {}, "adapters": ("a style",),
-            "traits": bench.case.model.traits.model_copy(update={
-                "cacheable": False, "branches": (), "block_classes": ("Strange",), "blocks": 0,
-            }),
+            "traits": Traits(denoiser="transformer", denoiser_class="Strange",
+                             block_classes=("Strange",)),
         }),
         "device": shared_bench().case.device.model_copy(update={"features": ()}),
     })  # fmt: skip

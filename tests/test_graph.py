@@ -134,7 +134,8 @@ def test_what_cannot_be_asked_for_is_a_usage_error_with_the_reason() -> None:
 def test_every_pass_fits_the_full_flux_and_every_exclusion_names_a_source(real: Graph) -> None:
     assert {one.name for one in real.legal} | set(real.excluded) == set(registry.names())
     assert len(real.legal) >= 6
-    poor = build(flux_case(guidance="none", traits=TRAITS.model_copy(update={"cacheable": False})))
+    bare = TRAITS.model_copy(update={"cacheable": False, "skippable": False})
+    poor = build(flux_case(guidance="none", traits=bare))
     assert {"guidance_interval", "first_block_cache"} <= set(poor.excluded)
     for line in poor.exclusions:
         assert line.endswith(")") and "(" in line and len(line) > 30

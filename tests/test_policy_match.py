@@ -108,7 +108,7 @@ def test_a_device_with_less_memory_than_the_peak_is_outside() -> None:
 
 def test_what_a_pass_misses_here_is_said_in_its_own_words() -> None:
     traits = a_case().model.traits.model_copy(update={"block_classes": (), "blocks": 0,
-                                                      "cacheable": False})  # fmt: skip
+                                                      "skippable": False})  # fmt: skip
     live = changed("model", traits=traits)
     (sentence,) = registry.get("tea_cache").missing(live)
     assert sentence in differences(POLICY, live).must

@@ -20,7 +20,8 @@ class Traits(Noun):
 
     `denoiser` is the component that is called at every step; `block_classes` its repeated
     blocks, `blocks` how many of them; `cacheable` whether diffusers has registered those blocks
-    for its caches; `branches` the names given to `cache_context`, in calling order;
+    for its caches, and `skippable` whether what their stack adds can be kept and added again;
+    `branches` the names given to `cache_context`, in calling order;
     `prompt_arguments` what its `encode_prompt` takes, none where it has no such method.
     """
 
@@ -29,6 +30,7 @@ class Traits(Noun):
     block_classes: tuple[str, ...] = ()
     blocks: int = 0
     cacheable: bool = False
+    skippable: bool = False
     compilable: bool = False
     branches: tuple[str, ...] = ()
     prompt_arguments: tuple[str, ...] = ()

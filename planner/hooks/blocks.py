@@ -6,12 +6,13 @@ stream and which the text stream; everything here follows that registry.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from planner.errors import UsageError
-from planner.hooks.branches import Hook, attach
+from planner.hooks.branches import SINGLE, Hook, attach
 from planner.hooks.clock import StepClock
 
 Streams = tuple[Any, Any]
@@ -89,17 +90,20 @@ class Form:
         from diffusers.hooks._helpers import TransformerBlockRegistry
 
         known = TransformerBlockRegistry.get(type(block))
-        self._known = known
         self._image = known.return_hidden_states_index
         self._text = known.return_encoder_hidden_states_index
+        self._names = tuple(inspect.signature(type(block).forward).parameters)[1:]
+        self._named = known.hidden_states_argument_name, known.encoder_hidden_states_argument_name
 
     def inputs(self, args: Any, kwargs: Any) -> Streams:
         """Return the streams that the block was called with."""
-        read = partial(self._known._get_parameter_from_args_kwargs, args=args, kwargs=kwargs)
-        image = read(self._known.hidden_states_argument_name)
-        if self._text is None:
-            return image, None
-        return image, read(self._known.encoder_hidden_states_argument_name)
+        image = self._read(self._named[0], args, kwargs)
+        return image, None if self._text is None else self._read(self._named[1], args, kwargs)
+
+    def _read(self, name: str, args: Any, kwargs: Any) -> Any:
+        # Z-Image's blocks are registered under a name that their first argument does not have.
+        place = self._names.index(name) if name in self._names else 0
+        return args[place] if place < len(args) else kwargs[self._names[place]]
 
     def unpack(self, output: Any) -> Streams:
         """Return the streams of a block's output."""
@@ -131,7 +135,8 @@ class Stack:
     """Puts a rule on a denoiser's block stack.
 
     A computed forward pays for two hooks a segment; only where the stack is skipped are the
-    blocks in between set aside, for that forward.
+    blocks in between set aside, for that forward. Where a pipeline names no branches, the calls
+    of one step are told apart by their order.
     """
 
     def __init__(self, denoiser: Any, rule: Rule, clock: StepClock, name: str) -> None:
@@ -141,8 +146,10 @@ class Stack:
         self._inputs: list[Streams] = []
         self._added: list[Streams] = []
         self._reused: list[Streams] | None = None
+        self._running = SINGLE
         self._aside: list[tuple[Any, Any]] = []
-        self._undo = [clock.on_reset(self._reset)]
+        self._clock, self._at, self._calls = clock, -1, 0
+        self._undo = [clock.on_reset(self._begin)]
         for index, part in enumerate(self._segments):
             head, tail = _Head(self, index), _Tail(self, index)
             self._undo.append(attach(denoiser, part.blocks[0], head, f"{name}_head"))
@@ -154,6 +161,19 @@ class Stack:
         while self._undo:
             self._undo.pop()()
 
+    def _begin(self) -> None:
+        self._at = -1
+        self._reset()
+
+    def _branch(self, hook: Hook) -> str:
+        """Return the branch's name, else which of a step's calls this is."""
+        if hook.branch != SINGLE:
+            return hook.branch
+        if self._at != self._clock.step:
+            self._at, self._calls = self._clock.step, 0
+        self._calls += 1
+        return SINGLE if self._calls == 1 else f"{SINGLE}_{self._calls}"
+
     def _reset(self) -> None:
         self._inputs, self._added, self._reused = [], [], None
         self._bring_back()
@@ -162,7 +182,8 @@ class Stack:
         """Begin a segment at its first block: run it, or return its input plus what was added."""
         if index == 0:
             self._reset()
-            self._reused = self._rule.reuse(hook.branch, module, args, kwargs)
+            self._running = self._branch(hook)
+            self._reused = self._rule.reuse(self._running, module, args, kwargs)
         streams = self._forms[index].inputs(args, kwargs)
         if self._reused is None:
             self._inputs.append(streams)
@@ -170,14 +191,14 @@ class Stack:
         self._set_aside(index)
         return self._forms[index].pack(_combine(streams, self._reused[index], 1))
 
-    def leave(self, index: int, hook: Hook, output: Any) -> None:
+    def leave(self, index: int, output: Any) -> None:
         """End a segment that was run: keep what it added; after the last, tell the rule."""
         if self._reused is not None:
             return
         streams = self._forms[index].unpack(output)
         self._added.append(_combine(streams, self._inputs[index], -1))
         if index == len(self._segments) - 1:
-            self._rule.computed(hook.branch, self._added)
+            self._rule.computed(self._running, self._added)
             self._inputs, self._added = [], []
 
     def _set_aside(self, index: int) -> None:
@@ -226,7 +247,7 @@ class _Tail(Hook):
         self._index = index
 
     def post_forward(self, module: Any, output: Any) -> Any:
-        self._stack.leave(self._index, self, output)
+        self._stack.leave(self._index, output)
         return output
 
 

@@ -31,23 +31,12 @@ def known_blocks(name: str) -> Callable[[Case], str | None]:
 
     def _known_blocks(case: Case) -> str | None:
         traits = case.model.traits
-        if traits.cacheable:
+        if traits.skippable:
             return None
         blocks = ", ".join(traits.block_classes) or traits.denoiser_class
         return f"{name} needs blocks that diffusers has registered; {blocks} are not"
 
     return _known_blocks
-
-
-def branches_apart(name: str) -> Callable[[Case], str | None]:
-    """Return the need that a pipeline names its branches where it calls them one by one."""
-
-    def _branches_apart(case: Case) -> str | None:
-        if case.workload.guidance != "sequential" or len(case.model.traits.branches) > 1:
-            return None
-        return f"{name} needs cache_context to tell branches apart; {case.model.pipeline} sets none"
-
-    return _branches_apart
 
 
 def long_enough(name: str) -> Callable[[Case], str | None]:

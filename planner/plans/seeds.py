@@ -51,7 +51,7 @@ def seeds(graph: Graph, case: Case, goal: Goal) -> tuple[Plan, ...]:
     leading = [_leaders(rung) for rung in rungs]
     stacks = [
         *_climb(graph, base, rungs),
-        *_alone(graph, base, [*leading, *slow]),
+        *_alone(graph, base, [*leading, *slow], boldest),
         *(top for level in range(1, boldest) for top in _top(graph, base, leading, level)),
     ]
     found = dict.fromkeys(Plan.of(stack) for stack in stacks)
@@ -130,11 +130,15 @@ def _grow(graph: Graph, stack: Stack, rung: list[Pass], level: int) -> list[Stac
     return [new for new in wanted if _is_legal(graph, new)]
 
 
-def _alone(graph: Graph, base: Stack, rungs: list[list[Pass]]) -> Iterator[Stack]:
-    for one in (one for rung in rungs for one in rung if one.name not in base):
-        stack = base | {one.name: one.seeds[0]}
-        if _is_legal(graph, stack):
-            yield stack
+def _alone(
+    graph: Graph, base: Stack, rungs: list[list[Pass]], levels: int
+) -> Iterator[Stack]:
+    """Yield the base with each single pass at each of its seeds: one may need no company."""
+    for level in range(levels):
+        for one in (one for rung in rungs for one in rung if one.name not in base):
+            stack = base | {one.name: _seed(one, level)}
+            if _is_legal(graph, stack):
+                yield stack
 
 
 def _seed(one: Pass, level: int) -> Mapping[str, Any]:

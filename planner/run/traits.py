@@ -32,6 +32,7 @@ def traits_of(pipeline: Any) -> Traits:
         block_classes=tuple(dict.fromkeys(type(block).__name__ for block in blocks)),
         blocks=len(blocks),
         cacheable=bool(blocks) and hasattr(module, "enable_cache") and registered,
+        skippable=bool(blocks) and registered,
         compilable=bool(declared),
         branches=_branches(_class(pipeline)),
         prompt_arguments=_prompt_arguments(pipeline),

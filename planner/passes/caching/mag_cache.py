@@ -24,7 +24,6 @@ from planner.case.workload import Workload
 from planner.errors import TrialFailed
 from planner.hooks.geometry import Residuals
 from planner.hooks.reuse import (
-    branches_apart,
     known_blocks,
     long_enough,
     nothing_between,
@@ -145,7 +144,6 @@ PASS = Pass(
     owns=("denoiser.step_reuse",),
     needs=(
         Need(known_blocks("mag_cache"), "diffusers.hooks TransformerBlockRegistry"),
-        Need(branches_apart("mag_cache"), "one residual for two branches mixes them"),
         Need(
             nothing_between("mag_cache"),
             "measured: relative error 0.26 on a Flux with ControlNet samples",

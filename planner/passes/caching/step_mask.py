@@ -7,8 +7,9 @@ When it helps: long schedules; wherever latency must not depend on the prompt: t
 before the run, nothing is compared, the host waits for nothing, and graphs can be captured.
 What it costs: one or two residuals of memory a branch; a reference run, again after a change of
 steps, precision or scheduler.
-When not: prompts that differ much in when their images change; 8 steps or fewer; with ControlNet,
-VACE or Animate, whose additions between blocks a skipped step would add twice.
+When not: order 1 on quantized layers, whose noise a line draws out; prompts that differ much in
+when their images change; 8 steps or fewer; with ControlNet, VACE or Animate, whose additions
+between blocks a skipped step would add twice.
 Source: static schedules as in SmoothCache (arXiv 2411.10510) and the step masks of cache-dit;
 forecasts as in TaylorSeer (arXiv 2503.06923). Finding the steps by dynamic programming over the
 residuals' inner products is planner's own.
@@ -24,7 +25,6 @@ from planner.case.workload import Workload
 from planner.errors import TrialFailed
 from planner.hooks.geometry import Residuals, errors, masks
 from planner.hooks.reuse import (
-    branches_apart,
     known_blocks,
     long_enough,
     nothing_between,
@@ -134,7 +134,6 @@ PASS = Pass(
     owns=("denoiser.step_reuse",),
     needs=(
         Need(known_blocks("step_mask"), "diffusers.hooks TransformerBlockRegistry"),
-        Need(branches_apart("step_mask"), "one residual for two branches mixes them"),
         Need(
             nothing_between("step_mask"),
             "measured: relative error 0.26 on a Flux with ControlNet samples",
@@ -146,6 +145,7 @@ PASS = Pass(
     calibrate=calibrate,
     apply=apply,
     observe=observe,
-    seeds=({"share": 0.4, "order": 1}, {"share": 0.24, "order": 1}),
+    # A line through two residuals also draws out the noise of a number format: without one first.
+    seeds=({"share": 0.4, "order": 0}, {"share": 0.26, "order": 1}),
     batch_invariant=True,
 )

@@ -21,7 +21,6 @@ from planner.case.work import Phase, Work
 from planner.case.workload import Workload
 from planner.hooks.clock import StepClock
 from planner.hooks.reuse import (
-    branches_apart,
     known_blocks,
     long_enough,
     nothing_between,
@@ -114,7 +113,6 @@ PASS = Pass(
     owns=("denoiser.step_reuse",),
     needs=(
         Need(known_blocks("taylor_seer"), "diffusers.hooks TransformerBlockRegistry"),
-        Need(branches_apart("taylor_seer"), "one residual for two branches mixes them"),
         Need(
             nothing_between("taylor_seer"),
             "measured: relative error 0.26 on a Flux with ControlNet samples",

@@ -29,7 +29,6 @@ from planner.hooks.branches import PerBranch, Tally
 from planner.hooks.changes import INDICATORS, Recording, modulated_input, relative_change
 from planner.hooks.curve import Curve, fit
 from planner.hooks.reuse import (
-    branches_apart,
     long_enough,
     nothing_between,
     reused_none,
@@ -231,7 +230,7 @@ def observe(settings: TeaCacheSettings, statistics: Statistics, workload: Worklo
 
 def _known_blocks(case: Case) -> str | None:
     first = case.model.traits.block_classes[:1]
-    if first and first[0] in INDICATORS and case.model.traits.cacheable:
+    if first and first[0] in INDICATORS and case.model.traits.skippable:
         return None
     found = first[0] if first else case.model.traits.denoiser_class
     return f"tea_cache needs one of the blocks {', '.join(INDICATORS)}; the first here is {found}"
@@ -250,10 +249,6 @@ PASS = Pass(
     owns=("denoiser.step_reuse",),
     needs=(
         Need(_known_blocks, _SOURCE),
-        Need(
-            branches_apart("tea_cache"),
-            "sglang disables TeaCache under CFG without named branches",
-        ),
         Need(
             nothing_between("tea_cache"),
             "measured: relative error 0.26 on a Flux with ControlNet samples",
