@@ -188,9 +188,8 @@ class Planner:
             rest + share * found.by_phase["denoise"]
             for share in (shares[0], shares[len(shares) // 2], shares[-1])
         )  # fmt: skip
-        spread = found.high / found.seconds
-        return below.model_copy(update={
-            "name": "cache", "plan": str(Plan.of(chosen)), "passes": _plain(chosen),
+        spread, rung = found.high / found.seconds, self._rung("cache", chosen, "")
+        return rung.model_copy(update={
             "seconds": middle, "low": least / spread, "high": most * spread,
             "rests_on": f"{_words(found.rests_on)}; {shares[0]:.0%} to {shares[-1]:.0%} of the "
                         "denoiser left to compute, as published of other models' caches",
