@@ -150,9 +150,8 @@ def fused_adapters(name: str) -> Need:
     """Return the need that no adapter is loaded beside the weights that a pass replaces."""
 
     def _fused_adapters(case: Case) -> str | None:
-        if not case.model.adapters:
-            return None
-        return f"{name} needs adapters fused; loaded are {', '.join(case.model.adapters)}"
+        loaded = ", ".join(case.model.adapters)
+        return f"{name} needs adapters fused; loaded are {loaded}" if loaded else None
 
     return Need(_fused_adapters, "huggingface/diffusers#10621: fuse LoRA before quantizing")
 
@@ -161,9 +160,8 @@ def block_list(name: str) -> Need:
     """Return the need that diffusers knows the denoiser's repeated blocks."""
 
     def _block_list(case: Case) -> str | None:
-        if case.model.traits.blocks:
-            return None
-        return f"{name} needs a known block list; {case.model.traits.denoiser_class} has none"
+        said = f"{name} needs a known block list; {case.model.traits.denoiser_class} has none"
+        return None if case.model.traits.blocks else said
 
     return Need(_block_list, "diffusers.hooks TransformerBlockRegistry")
 
@@ -263,6 +261,7 @@ class Pass:
     call: keyword arguments of the pipeline call that it sets (settings, workload).
     calibrate: (pipeline, settings, context, render) -> Artifact, run by the tuner with all
         earlier passes on; never at deployment.
+    needed: (artifact, settings) -> the part of it that a policy with these settings keeps.
     apply: puts it on, returns the undo; reversible=False where no honest undo exists.
     observe: (settings, statistics, workload) -> None or a sentence why it was inert or wrong.
     narrow: search domains for this case, replacing the declared ones by name.
@@ -285,6 +284,7 @@ class Pass:
     effect: Callable[[Work, Any, Telemetry | None], Work]
     call: Callable[[Any, Workload], dict[str, Scalar]] | None = None
     calibrate: Callable[[Any, Any, Context, Render], Artifact] | None = None
+    needed: Callable[[Artifact, Any], Artifact] | None = None
     apply: Callable[[Any, Any, Context], Undo] = nothing
     reversible: bool = True
     observe: Callable[[Any, Statistics, Workload], str | None] | None = None

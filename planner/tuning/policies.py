@@ -14,6 +14,7 @@ from planner.case.goal import Goal
 from planner.case.noun import Noun
 from planner.case.prompts import hash_prompts
 from planner.errors import PlannerError, UsageError
+from planner.passes import registry
 from planner.passes.base import Artifact
 from planner.plans.plan import Plan
 from planner.policy.claim import Provenance, Status
@@ -34,7 +35,7 @@ class Conclusion(Noun):
 def make_policy(
     conclusion: Conclusion, case: Case, session: Session, artifacts: Mapping[str, Artifact]
 ) -> PolicyFile:
-    """Put plan, case, evidence and provenance together."""
+    """Put plan, case, evidence and provenance together; of artifacts what the plan needs."""
     request = session.request
     # The prompts' hash belongs to the certificate and the provenance; the case that a policy is
     # matched against is the call alone.
@@ -53,8 +54,19 @@ def make_policy(
     )
     return PolicyFile.of(
         conclusion.plan, status=conclusion.status, goal=conclusion.goal, case=case,
-        provenance=provenance, evidence=conclusion.evidence, artifacts=artifacts,
+        provenance=provenance, evidence=conclusion.evidence,
+        artifacts=_needed(conclusion.plan, artifacts),
     )  # fmt: skip
+
+
+def _needed(plan: Plan, artifacts: Mapping[str, Artifact]) -> dict[str, Artifact]:
+    """Return of each pass's artifact what its settings in the plan need."""
+    found = {}
+    for name, learned in artifacts.items():
+        needed = registry.get(name).needed
+        settings = next(one.parsed() for one in plan.passes if one.name == name)
+        found[name] = needed(learned, settings) if needed else learned
+    return found
 
 
 def refuse_to_replace(path: Path, request: TuneRequest) -> None:

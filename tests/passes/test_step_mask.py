@@ -140,3 +140,17 @@ def test_the_effect_holds_the_bytes_that_the_residuals_take(
     after = PASS.effect(bench.work, StepMaskSettings(**settings), None)
     # Two branches; the attention whose traffic tells the size reads a little else besides.
     assert after.kept == pytest.approx(2 * max(held), rel=0.02)
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_a_policy_keeps_the_one_mask_that_its_settings_need(bench: Bench, order: int) -> None:
+    settings = {"share": 0.4, "order": order}
+    with bench.put({"step_mask": settings}) as handle:
+        expected = bench.draw()
+        mask = handle.stats["step_mask"]["mask_cond"]
+    assert PASS.needed is not None
+    kept = PASS.needed(bench.artifact("step_mask"), StepMaskSettings(**settings))
+    assert kept == {"masks": {str(order): [mask]}}
+    plan = Plan.of({"step_mask": settings})
+    with put_on(bench.pipe, plan, bench.case, {"step_mask": kept}):
+        assert torch.equal(bench.draw(), expected)

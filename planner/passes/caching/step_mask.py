@@ -76,12 +76,21 @@ def apply(pipeline: Any, settings: StepMaskSettings, context: Context) -> Undo:
     if context.artifact is None:
         raise TrialFailed("step_mask has no artifact", stage="apply", value=None,
                           way_out="calibrate it on this pipeline first")  # fmt: skip
-    known = context.artifact["masks"][str(settings.order)]
-    wanted = computed_steps(settings, len(known[0]))
-    mask = min(known, key=lambda one: abs(one.count("1") - wanted))
-    choice = Masked({"": mask}, context.clock)
+    choice = Masked({"": _mask(context.artifact, settings)}, context.clock)
     return skipping(pipeline, choice, context.clock, context.statistics, "planner_step_mask",
                     settings.order)  # fmt: skip
+
+
+def _mask(artifact: Artifact, settings: StepMaskSettings) -> str:
+    """Return the mask with the wanted number of steps, else the one whose number is nearest."""
+    known: list[str] = artifact["masks"][str(settings.order)]
+    wanted = computed_steps(settings, len(known[0]))
+    return min(known, key=lambda one: abs(one.count("1") - wanted))
+
+
+def needed(artifact: Artifact, settings: StepMaskSettings) -> Artifact:
+    """Return the one mask of these settings: a reviewer reads which steps are computed."""
+    return {"masks": {str(settings.order): [_mask(artifact, settings)]}}
 
 
 def calibrate(
@@ -143,6 +152,7 @@ PASS = Pass(
     ),
     effect=effect,
     calibrate=calibrate,
+    needed=needed,
     apply=apply,
     observe=observe,
     # A line through two residuals also draws out the noise of a number format: without one first.
