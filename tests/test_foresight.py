@@ -107,6 +107,15 @@ def test_what_a_cache_skips_is_learned_over_its_threshold_and_counted_by_steps()
     assert (half.seconds - rest) == pytest.approx((whole.seconds - rest) / 2, rel=0.1)
 
 
+def test_before_it_has_run_a_cache_is_expected_to_skip_as_others_did() -> None:
+    untouched = foresight().predict(Plan.of({"prompt_embedding_cache": {}}))
+    assert untouched is not None
+    for name in ("mag_cache", "tea_cache"):
+        found = foresight().predict(Plan.of({name: {}}))
+        assert found is not None and found.rests_on == 0
+        assert 0.2 < found.seconds / untouched.seconds < 0.8, name
+
+
 def test_a_mask_known_before_the_run_is_counted_once_and_needs_no_trial() -> None:
     found = taught(4)
     masked = Plan.of({"step_mask": {"share": 0.2}})

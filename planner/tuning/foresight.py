@@ -247,7 +247,8 @@ def _still(work: Work) -> Telemetry:
     """Return the telemetry of a run in which no step changes anything."""
     steps = {phase.branch or "single": (0.0,) * (round(phase.calls) - 1)
              for phase in work.phases if phase.name == "denoise"}  # fmt: skip
-    return Telemetry(branches={branch: (none, none) for branch, none in steps.items()})
+    return Telemetry(branches={branch: (none, none) for branch, none in steps.items()},
+                     ratios={branch: (1.0,) * len(none) for branch, none in steps.items()})
 
 
 def _reused(work: Work, still: Work, share: float) -> Work:
