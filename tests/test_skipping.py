@@ -65,7 +65,7 @@ def answer(of: Plan) -> Measured:
     return measured(ratio_of(of), {name: counts for name in of.names if name.endswith("_cache")})
 
 
-def test_seeds_that_should_meet_the_budget_come_first_and_else_keep_their_order(
+def test_seeds_that_should_meet_the_budget_come_first_and_the_nearest_of_the_others_next(
     tmp_path: Path, graph: Graph
 ) -> None:
     request = session(tmp_path).request.model_copy(update={"search_seconds": 9000.0})
@@ -73,9 +73,9 @@ def test_seeds_that_should_meet_the_budget_come_first_and_else_keep_their_order(
     plain = expert_plans(request, graph, GOAL, variables, REFERENCE)
     of = foresight()
     ordered = expert_plans(request, graph, GOAL, variables, REFERENCE, of)
-    meets = [of.meets(one, GOAL.budget_seconds) for one in ordered]
-    assert meets == sorted(meets, reverse=True) and 0 < sum(meets) < len(meets)
-    kept = [one for one in plain if of.meets(one, GOAL.budget_seconds)]
+    beyond = [of.beyond(one, GOAL.budget_seconds) for one in ordered]
+    assert beyond == sorted(beyond) and beyond[0] == 0 < beyond[-1]
+    kept = [one for one in plain if of.beyond(one, GOAL.budget_seconds) == 0]
     assert ordered[: len(kept)] == kept and set(ordered) == set(plain)
 
 

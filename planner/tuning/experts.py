@@ -18,14 +18,14 @@ def expert_plans(
 ) -> list[Plan]:  # fmt: skip
     """Return the expert plans that a search tries first: moved into its domains, and legal there.
 
-    Those that are foretold to meet the budget come before the others; else nothing moves. At most
-    half of the trials that fit the time; the rest is the sampler's: seeds come in the order in
-    which people adopt techniques, and the later ones combine what the earlier ones show.
+    Those that are foretold to meet the budget come first, in the order in which people adopt
+    techniques, then the others by how near they come to it. At most half of the trials that fit
+    the time; the rest is the sampler's.
     """
     case = graph.case
     moved = dict.fromkeys(fitted(plan, variables) for plan in seeds(graph, case, goal))
     legal = [plan for plan in moved if graph.why_not(plan) is None]
     if foresight is not None:
-        legal.sort(key=lambda plan: not foresight.meets(plan, goal.budget_seconds))
+        legal.sort(key=lambda plan: foresight.beyond(plan, goal.budget_seconds))
     fit = estimate(request, reference, case.workload.batch_size)["trials_that_fit"]
     return legal[: max(4, round(min(fit, request.trials or fit) / 2))]

@@ -125,10 +125,10 @@ class Foresight:
         return Prediction(seconds=middle, low=least / wide, high=most * wide,
                           rests_on=len(self._lessons) if known else 0)  # fmt: skip
 
-    def meets(self, plan: Plan, budget: float | None) -> bool:
-        """Tell whether a plan is expected inside the budget; what cannot be foretold may be."""
+    def beyond(self, plan: Plan, budget: float | None) -> float:
+        """Return the seconds by which a plan should miss the budget; none if it may be inside."""
         found = self.predict(plan)
-        return budget is None or found is None or found.seconds <= budget
+        return 0.0 if budget is None or found is None else max(0.0, found.seconds - budget)
 
     def _caches(self, plan: Plan) -> list[tuple[str, Settings, float]]:
         """Return the passes that decide at run time which steps they skip, and the steps they see.
