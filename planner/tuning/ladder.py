@@ -52,12 +52,12 @@ class Planner:
             if better is not None:
                 stack = better
                 rungs.append(self._rung(name, stack, _quality(stack)))  # type: ignore[arg-type]
-        for climb in (self._cached, self._shorter):
-            wanted = self._climbs(rungs[-1]) and rungs[-1].lacks == 0
-            higher = climb(stack, rungs[-1]) if wanted else None
-            if higher is not None:
-                stack = dict(higher.passes)
-                rungs.append(higher)
+        cached = self._cached(stack) if self._climbs_inside(rungs[-1]) else None
+        if cached is not None:
+            stack = dict(cached.passes)
+            rungs.append(cached)
+        shorter = self._shorter(stack, rungs[-1]) if self._climbs_inside(rungs[-1]) else None
+        rungs += [shorter] if shorter is not None else []
         rungs[1:] = [self._anchored(below, rung) for below, rung in pairwise(rungs)]
         return Ladder(rungs=tuple(rungs), meets=self._meets(rungs[-1]),
                       floor=self._floor(stack), front=self._front())  # fmt: skip
@@ -106,6 +106,10 @@ class Planner:
         """Tell whether a rung is not the end: the goal is not met, or none was set."""
         without = self._goal.budget_seconds is None and self._goal.vram_bytes is None
         return without or not self._meets(rung)
+
+    def _climbs_inside(self, rung: Rung) -> bool:
+        """Tell whether a rung that fits is not the end: no cache and no step gives memory back."""
+        return rung.lacks == 0 and self._climbs(rung)
 
     def _legal(self, stack: Stack) -> bool:
         return self._graph.why_not(Plan.of(stack)) is None
@@ -168,7 +172,7 @@ class Planner:
                 if count > 1 and self._peak(grown) > self._limit:
                     yield from self._moved(grown, names[place + 1 :], count - 1)
 
-    def _cached(self, stack: Stack, below: Rung) -> Rung | None:
+    def _cached(self, stack: Stack) -> Rung | None:
         """Return the rung of a cache: one that needs no calibration, if there is one.
 
         What a cache that decides at run time leaves to compute is not known before: the range of

@@ -23,7 +23,13 @@ from planner.case.workload import Workload
 from planner.hooks.blocks import denoiser_of, segments
 from planner.hooks.branches import Hook, Tally, attach, drop_empty_registry
 from planner.hooks.clock import StepClock
-from planner.hooks.reuse import long_enough, nothing_between, reused_none, with_residuals
+from planner.hooks.reuse import (
+    DISTURBED,
+    long_enough,
+    nothing_between,
+    reused_none,
+    with_residuals,
+)
 from planner.passes.base import (
     Context,
     Domain,
@@ -210,10 +216,7 @@ PASS = Pass(
     needs=(
         Need(_cacheable, _SOURCE),
         Need(_named_branches, "huggingface/diffusers#12760: No cache context is set"),
-        Need(
-            nothing_between("first_block_cache"),
-            "measured: relative error 0.26 on a Flux with ControlNet samples",
-        ),
+        Need(nothing_between("first_block_cache"), DISTURBED),
         Need(long_enough("first_block_cache"), _FEW),
         one_denoiser("first_block_cache"),
     ),

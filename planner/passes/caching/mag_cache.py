@@ -23,13 +23,7 @@ from planner.case.work import Phase, Work
 from planner.case.workload import Workload
 from planner.errors import TrialFailed
 from planner.hooks.geometry import Residuals
-from planner.hooks.reuse import (
-    known_blocks,
-    long_enough,
-    nothing_between,
-    reused_none,
-    with_residuals,
-)
+from planner.hooks.reuse import reused_none, skipping_steps, whole_steps
 from planner.hooks.skipping import Masked, skipping
 from planner.passes.base import (
     Artifact,
@@ -112,19 +106,12 @@ def calibrate(
 
 def effect(work: Work, settings: MagCacheSettings, telemetry: Telemetry | None) -> Work:
     """Lower the share of all blocks to that of the computed steps, if telemetry tells them."""
-    if telemetry is None or not telemetry.ratios:
-        return with_residuals(work)
 
-    def masked(phase: Phase) -> Phase:
-        seen = telemetry.ratios.get(phase.branch or "single")
-        if phase.name != "denoise" or not seen:
-            return phase
-        share = mask(seen, settings).count("1") / (len(seen) + 1)
-        return phase.mapped(
-            lambda op: op.model_copy(update={"share": op.share * share}) if op.block else op
-        )
+    def share(phase: Phase) -> float | None:
+        seen = telemetry.ratios.get(phase.branch or "single") if telemetry else None
+        return mask(seen, settings).count("1") / (len(seen) + 1) if seen else None
 
-    return with_residuals(work.mapped(masked))
+    return skipping_steps(work, share)
 
 
 def observe(settings: MagCacheSettings, statistics: Statistics, workload: Workload) -> str | None:
@@ -143,12 +130,7 @@ PASS = Pass(
     settings=MagCacheSettings,
     owns=("denoiser.step_reuse",),
     needs=(
-        Need(known_blocks("mag_cache"), "diffusers.hooks TransformerBlockRegistry"),
-        Need(
-            nothing_between("mag_cache"),
-            "measured: relative error 0.26 on a Flux with ControlNet samples",
-        ),
-        Need(long_enough("mag_cache"), "interactions R14: step caches off at 8 steps and fewer"),
+        *(Need(*pair) for pair in whole_steps("mag_cache")),
         one_denoiser("mag_cache"),
     ),
     effect=effect,

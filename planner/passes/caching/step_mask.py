@@ -24,13 +24,7 @@ from planner.case.work import Phase, Work
 from planner.case.workload import Workload
 from planner.errors import TrialFailed
 from planner.hooks.geometry import Residuals, errors, masks
-from planner.hooks.reuse import (
-    known_blocks,
-    long_enough,
-    nothing_between,
-    reused_none,
-    with_residuals,
-)
+from planner.hooks.reuse import reused_none, skipping_steps, whole_steps
 from planner.hooks.skipping import Masked, skipping
 from planner.passes.base import (
     Artifact,
@@ -115,15 +109,11 @@ def calibrate(
 def effect(work: Work, settings: StepMaskSettings, telemetry: Telemetry | None) -> Work:
     """Lower the share of all blocks to that of the computed steps; hold what they added."""
 
-    def masked(phase: Phase) -> Phase:
-        if phase.name != "denoise" or phase.calls < 1:
-            return phase
-        share = computed_steps(settings, round(phase.calls)) / round(phase.calls)
-        return phase.mapped(
-            lambda op: op.model_copy(update={"share": op.share * share}) if op.block else op
-        )
+    def share(phase: Phase) -> float | None:
+        steps = round(phase.calls)
+        return computed_steps(settings, steps) / steps if steps else None
 
-    return with_residuals(work.mapped(masked), settings.order + 1)
+    return skipping_steps(work, share, settings.order + 1)
 
 
 def observe(settings: StepMaskSettings, statistics: Statistics, workload: Workload) -> str | None:
@@ -142,12 +132,7 @@ PASS = Pass(
     settings=StepMaskSettings,
     owns=("denoiser.step_reuse",),
     needs=(
-        Need(known_blocks("step_mask"), "diffusers.hooks TransformerBlockRegistry"),
-        Need(
-            nothing_between("step_mask"),
-            "measured: relative error 0.26 on a Flux with ControlNet samples",
-        ),
-        Need(long_enough("step_mask"), "interactions R14: step caches off at 8 steps and fewer"),
+        *(Need(*pair) for pair in whole_steps("step_mask")),
         one_denoiser("step_mask"),
     ),
     effect=effect,

@@ -20,13 +20,7 @@ from planner.case.telemetry import Telemetry
 from planner.case.work import Phase, Work
 from planner.case.workload import Workload
 from planner.hooks.clock import StepClock
-from planner.hooks.reuse import (
-    known_blocks,
-    long_enough,
-    nothing_between,
-    reused_none,
-    with_residuals,
-)
+from planner.hooks.reuse import reused_none, skipping_steps, whole_steps
 from planner.hooks.skipping import skipping
 from planner.passes.base import (
     Context,
@@ -82,16 +76,11 @@ def apply(pipeline: Any, settings: TaylorSeerSettings, context: Context) -> Undo
 def effect(work: Work, settings: TaylorSeerSettings, telemetry: Telemetry | None) -> Work:
     """Lower the share of all blocks to that of the computed steps; hold what they added."""
 
-    def skipped(phase: Phase) -> Phase:
+    def share(phase: Phase) -> float | None:
         steps = round(phase.calls)
-        if phase.name != "denoise" or steps < 1:
-            return phase
-        share = sum(runs(settings, step) for step in range(steps)) / steps
-        return phase.mapped(
-            lambda op: op.model_copy(update={"share": op.share * share}) if op.block else op
-        )
+        return sum(runs(settings, step) for step in range(steps)) / steps if steps else None
 
-    return with_residuals(work.mapped(skipped), settings.order + 1)
+    return skipping_steps(work, share, settings.order + 1)
 
 
 def observe(
@@ -112,12 +101,7 @@ PASS = Pass(
     settings=TaylorSeerSettings,
     owns=("denoiser.step_reuse",),
     needs=(
-        Need(known_blocks("taylor_seer"), "diffusers.hooks TransformerBlockRegistry"),
-        Need(
-            nothing_between("taylor_seer"),
-            "measured: relative error 0.26 on a Flux with ControlNet samples",
-        ),
-        Need(long_enough("taylor_seer"), "interactions R14: step caches off at 8 steps and fewer"),
+        *(Need(*pair) for pair in whole_steps("taylor_seer")),
         one_denoiser("taylor_seer"),
     ),
     effect=effect,

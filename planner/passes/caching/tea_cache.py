@@ -29,9 +29,11 @@ from planner.hooks.branches import PerBranch, Tally
 from planner.hooks.changes import INDICATORS, Recording, modulated_input, relative_change
 from planner.hooks.curve import Curve, fit
 from planner.hooks.reuse import (
+    DISTURBED,
     long_enough,
     nothing_between,
     reused_none,
+    skipping_steps,
     with_residuals,
 )
 from planner.passes.base import (
@@ -195,19 +197,14 @@ def effect(work: Work, settings: TeaCacheSettings, telemetry: Telemetry | None) 
         return with_residuals(work)
     curve = _curve_of(telemetry)
 
-    def cached(phase: Phase) -> Phase:
+    def share(phase: Phase) -> float | None:
         changes = telemetry.branches.get(phase.branch or "single")
-        if phase.name != "denoise" or not changes or not changes[0] or phase.calls < 1:
-            return phase
+        if not changes or not changes[0] or phase.calls < 1:
+            return None
         mask = simulate(settings, curve, changes[0], round(phase.calls))
-        share = mask.count("1") / len(mask)
-        operations = tuple(
-            op.model_copy(update={"share": op.share * share}) if op.block else op
-            for op in phase.operations
-        )
-        return phase.model_copy(update={"operations": operations})
+        return mask.count("1") / len(mask)
 
-    return with_residuals(work.mapped(cached))
+    return skipping_steps(work, share)
 
 
 def narrow(case: Case, telemetry: Telemetry | None) -> dict[str, Domain]:
@@ -249,10 +246,7 @@ PASS = Pass(
     owns=("denoiser.step_reuse",),
     needs=(
         Need(_known_blocks, _SOURCE),
-        Need(
-            nothing_between("tea_cache"),
-            "measured: relative error 0.26 on a Flux with ControlNet samples",
-        ),
+        Need(nothing_between("tea_cache"), DISTURBED),
         Need(long_enough("tea_cache"), _FEW),
         one_denoiser("tea_cache"),
     ),
