@@ -189,6 +189,9 @@ Masks = Sequence[Mapping[str, str]]
 """For each recorded call, by branch: one character a step, 1 computed, 0 skipped."""
 
 
+Neighbours = Sequence[Mapping[str, Scalar]]
+
+
 class Reference(Protocol):
     """Reference calls on the calibration prompts, with what is on the pipeline now."""
 
@@ -224,7 +227,8 @@ class Pass:
     narrow: search domains for this case, replacing the declared ones by name.
     unfit: (case, settings) -> None or a sentence why these settings cannot be had there; the
         case's call is the plan's.
-    neighbours: (settings, artifact) -> settings a small change away, for a local search.
+    neighbours: (settings, artifact, telemetry) -> settings a small change away, the most
+        promising first, for a local search.
     seeds: settings that experts start from, tried first.
     batch_invariant: whether an image is independent of its neighbours in the batch.
     imports: libraries that must be importable for apply, as PEP 508 requirements.
@@ -251,7 +255,7 @@ class Pass:
     observe: Callable[[Any, Statistics, Workload], str | None] | None = None
     narrow: Callable[[Case, Telemetry | None], dict[str, Domain]] | None = None
     unfit: Callable[[Case, Any], str | None] | None = None
-    neighbours: Callable[[Any, Artifact], Sequence[Mapping[str, Scalar]]] | None = None
+    neighbours: Callable[[Any, Artifact, Telemetry | None], Neighbours] | None = None
     around: Callable[[Any], bool] | None = None
     seeds: tuple[Mapping[str, Scalar], ...] = ({},)
     batch_invariant: bool

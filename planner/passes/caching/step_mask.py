@@ -31,7 +31,7 @@ from planner.case.telemetry import Telemetry
 from planner.case.work import Phase, Work
 from planner.case.workload import Workload
 from planner.errors import TrialFailed
-from planner.hooks.geometry import Matrix, errors, gram
+from planner.hooks.geometry import Matrix, error_of, errors, gram
 from planner.hooks.geometry import masks as masks_of
 from planner.hooks.reuse import (
     known_blocks,
@@ -204,17 +204,25 @@ def narrow(case: Case, telemetry: Telemetry | None) -> dict[str, Domain]:
     return {} if case.model.traits.skippable else {"tensor": Domain(choices=("output",))}
 
 
-def neighbours(settings: StepMaskSettings, artifact: Artifact) -> list[dict[str, Scalar]]:
-    """Return every mask in which one computed step lies one or two steps earlier or later."""
+def neighbours(
+    settings: StepMaskSettings, artifact: Artifact, telemetry: Telemetry | None
+) -> list[dict[str, Scalar]]:
+    """Return every mask in which one computed step lies one or two steps earlier or later.
+
+    Those that telemetry expects to be nearest come first.
+    """
     mask = settings.mask or chosen(artifact, settings)
-    found = []
+    moved = []
     for step in (i for i, one in enumerate(mask) if one == "1" and i):
         for other in (step - 1, step + 1, step - 2, step + 2):
             if 0 < other < len(mask) and mask[other] == "0":
-                moved = list(mask)
-                moved[step], moved[other] = "0", "1"
-                found.append(settings.model_dump() | {"mask": "".join(moved)})
-    return found
+                new = list(mask)
+                new[step], new[other] = "0", "1"
+                moved.append("".join(new))
+    if telemetry is not None and telemetry.steps == len(mask):
+        expected = errors_of(telemetry, settings)
+        moved.sort(key=lambda one: error_of(expected, one))
+    return [settings.model_dump() | {"mask": one} for one in moved]
 
 
 def observe(settings: StepMaskSettings, statistics: Statistics, workload: Workload) -> str | None:
