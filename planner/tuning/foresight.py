@@ -149,8 +149,10 @@ class Foresight:
         return [(one.name, one.parsed(), steps) for one in found]
 
     def _is_exact(self, one: PlannedPass) -> bool:
-        work = self._footing.work
-        after = registry.get(one.name).effect(work, one.parsed(), self._telemetry)
+        found, work = registry.get(one.name), self._footing.work
+        if self._telemetry is not None and found.masks:
+            return bool(found.masks(one.parsed(), self._telemetry))
+        after = found.effect(work, one.parsed(), None)
         return after.computed_forwards < work.computed_forwards
 
     def _work(self, plan: Plan, shares: dict[str, float]) -> Work:
