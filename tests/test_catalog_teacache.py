@@ -7,7 +7,7 @@ import pytest
 from planner.case.model import Model, Traits
 from planner.catalog import teacache
 from planner.catalog.reader import entry, known
-from planner.catalog.teacache import Table, published, tables
+from planner.catalog.teacache import Table, published, tables, unpublished
 from planner.errors import InvalidFile
 
 OUTSIDE = {
@@ -97,6 +97,20 @@ def test_a_table_is_found_by_the_name_of_the_catalogue_or_of_the_hub(name: str) 
 def test_a_model_s_default_comes_before_its_variants() -> None:
     found = published(a_model("Wan-AI/Wan2.1-T2V-14B-Diffusers", "WanTransformer3DModel"))
     assert found == of("wan2.1-t2v-14b")
+
+
+def test_of_another_indicator_there_is_none_and_it_is_said_why() -> None:
+    wan = a_model("Wan-AI/Wan2.1-T2V-14B-Diffusers", "WanTransformer3DModel")
+    assert published(wan, "modulated_input") is None and published(wan, "timestep_embedding")
+    assert unpublished(wan, "modulated_input") == (
+        "coefficients of the modulated input; those published for "
+        "Wan-AI/Wan2.1-T2V-14B-Diffusers are of the timestep embedding"
+    )
+    styled = a_model("flux.1-dev", "FluxTransformer2DModel", adapters=("transformer:style",))
+    assert unpublished(styled, "modulated_input") == (
+        "coefficients of this very checkpoint; none are published for flux.1-dev "
+        "with transformer:style"
+    )
 
 
 @pytest.mark.parametrize(

@@ -88,14 +88,29 @@ def read_tables(file: Path) -> tuple[Table, ...]:
     return tuple(found)
 
 
-def published(model: Model) -> Table | None:
+def published(model: Model, of: Indicator | None = None) -> Table | None:
     """Return the preferred table that was fitted to this very checkpoint; None where none was.
 
     The model must be named as the catalogue or the Hub names it, have the denoiser that the table
-    is for, and no adapter. A folder may hold anything, so none is known for it.
+    is for, and no adapter. A folder may hold anything, so none is known for it. `of` leaves only
+    tables of that indicator.
     """
+    return next((one for one in _fitted_to(model) if of in (None, one.indicator)), None)
+
+
+def unpublished(model: Model, of: Indicator) -> str:
+    """Say what is wanted and what there is, where `published` finds no table of this indicator."""
+    other = next(iter(_fitted_to(model)), None)
+    if other is not None:
+        wanted, found = (name.replace("_", " ") for name in (of, other.indicator))
+        return f"coefficients of the {wanted}; those published for {model.id} are of the {found}"
+    adapted = f" with {', '.join(model.adapters)}" if model.adapters else ""
+    return f"coefficients of this very checkpoint; none are published for {model.id}{adapted}"
+
+
+def _fitted_to(model: Model) -> list[Table]:
     if model.adapters:
-        return None
-    return next((one for one in tables()
-                 if one.names(model.id) and one.denoiser == model.traits.denoiser_class
-                 and one.same_as is None), None)  # fmt: skip
+        return []
+    return [one for one in tables()
+            if one.names(model.id) and one.denoiser == model.traits.denoiser_class
+            and one.same_as is None]  # fmt: skip
