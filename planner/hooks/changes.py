@@ -9,31 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from planner.case.telemetry import Telemetry
-from planner.errors import UsageError
-from planner.hooks.blocks import Form, Stack, Streams, denoiser_of
+from planner.hooks.blocks import Stack, Streams, denoiser_of
 from planner.hooks.branches import PerBranch
 from planner.hooks.clock import StepClock
-
-INDICATORS = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
-"""Block classes whose modulated input is known here: by their first adaptive layer norm."""
+from planner.hooks.modulation import modulated_input
 
 MOST = 1e6
 """The largest relative change that is told apart; also what a change that is not a number gets."""
-
-
-def modulated_input(block: Any, args: Any, kwargs: Any) -> Any:
-    """Return the first block's normalised input, scaled and shifted by the timestep embedding.
-
-    Raises `UsageError` for a block class that is not among `INDICATORS`.
-    """
-    name = type(block).__name__
-    if name not in INDICATORS:
-        raise UsageError(f"the modulated input of {name} is not known", value=name,
-                         way_out=f"known are {', '.join(INDICATORS)}")  # fmt: skip
-    image, _ = Form(block).inputs(args, kwargs)
-    embedding = kwargs["temb"] if "temb" in kwargs else args[2]
-    norm = block.norm1 if name == "FluxTransformerBlock" else block.norm
-    return norm(image, emb=embedding)[0]
 
 
 def relative_change(now: Any, before: Any) -> float:
