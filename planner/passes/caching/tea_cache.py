@@ -8,7 +8,8 @@ where the layout is settled. Every branch decides for itself.
 When it helps: schedules of 16 steps and more; unlike a first-block cache, a skipped step runs no
 block at all. The polynomial is fitted here, from one reference run, with the degree that predicts
 left-out points best; unlike the paper's it is kept from falling, and goes on in proportion beyond
-the fitted range, since a polynomial says nothing there.
+the fitted range, since a polynomial says nothing there. One that was published for this very
+checkpoint may be asked for: it needs no reference run, and its size is added, whatever its sign.
 What it costs: the calibration run, one scalar read a forward, two residuals of memory a branch.
 When not: 8 steps or fewer; with ControlNet, VACE or Animate, whose additions between blocks a
 skipped step would add twice; with another cache; coefficients of another checkpoint.
@@ -17,18 +18,21 @@ Source: Liu et al. 2024 (TeaCache), arXiv 2411.19108, equations 4 to 7.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from planner.case.case import Case
+from planner.case.model import Model
 from planner.case.telemetry import Telemetry
 from planner.case.work import Work
 from planner.case.workload import Workload
+from planner.catalog.teacache import published, unpublished
 from planner.errors import TrialFailed
 from planner.hooks.branches import PerBranch
-from planner.hooks.changes import INDICATORS, modulated_input, relative_change
+from planner.hooks.changes import relative_change
 from planner.hooks.clock import StepClock
-from planner.hooks.curve import Curve, fit
+from planner.hooks.curve import Curve, Rescaling, fit, magnitude
 from planner.hooks.gate import Gate, pinned
+from planner.hooks.modulation import INDICATORS, modulated_input
 from planner.hooks.recorder import Forward
 from planner.hooks.reuse import (
     DISTURBED,
@@ -71,12 +75,15 @@ class TeaCacheSettings(Settings):
         0.2, "share of the schedule before which every step is computed", low=0.0, high=0.4,
         step=0.05, least=0.0, most=1.0,
     )  # fmt: skip
+    coefficients: Literal["fitted", "published"] = knob(
+        "fitted", "whose polynomial: fitted to these weights, or published for their checkpoint"
+    )
 
 
 class _TeaCache:
     """The paper's rule: every branch gathers the rescaled changes of its own indicator."""
 
-    def __init__(self, settings: TeaCacheSettings, curve: Curve, clock: StepClock) -> None:
+    def __init__(self, settings: TeaCacheSettings, curve: Rescaling, clock: StepClock) -> None:
         self._settings, self._curve, self._clock = settings, curve, clock
         self._before: PerBranch[list[Any]] = PerBranch(list, clock)
         self._gates = PerBranch(lambda: Gate(settings.threshold), clock)
@@ -95,12 +102,39 @@ class _TeaCache:
         return self._gates[branch].skips(change, held)
 
 
-def apply(pipeline: Any, settings: TeaCacheSettings, context: Context) -> Undo:
-    """Put the rule on the block stack. Raises `TrialFailed` without a calibration's artifact."""
-    if context.artifact is None:
+_FIT = "fit them, with coefficients set to fitted"
+
+
+def _rescaling(settings: TeaCacheSettings, context: Context) -> Rescaling:
+    """Return the polynomial: a policy's own numbers before those that are published by now."""
+    learned = context.artifact or {}
+    if settings.coefficients == "published":
+        return magnitude(learned.get("published") or _published(context.case.model))
+    if "range" not in learned:
         raise TrialFailed("tea_cache has no artifact", stage="apply", value=None,
                           way_out="calibrate it on this pipeline first")  # fmt: skip
-    rule = _TeaCache(settings, Curve.of(context.artifact), context.clock)
+    return Curve.of(learned)
+
+
+def _published(model: Model) -> list[float]:
+    """Return this checkpoint's published coefficients. Raises `TrialFailed` where it has none."""
+    table = published(model, "modulated_input")
+    if table is None:
+        raise TrialFailed(f"tea_cache needs {unpublished(model, 'modulated_input')}",
+                          stage="apply", value=model.id, way_out=_FIT)  # fmt: skip
+    return list(table.coefficients)
+
+
+def unfit(case: Case, settings: TeaCacheSettings) -> str | None:
+    """Answer a sentence if published coefficients are wanted and this checkpoint has none."""
+    if settings.coefficients == "fitted" or published(case.model, "modulated_input"):
+        return None
+    return f"tea_cache needs {unpublished(case.model, 'modulated_input')}: {_FIT}"
+
+
+def apply(pipeline: Any, settings: TeaCacheSettings, context: Context) -> Undo:
+    """Put the rule on the block stack. Raises `TrialFailed` without a polynomial for it."""
+    rule = _TeaCache(settings, _rescaling(settings, context), context.clock)
     return skipping(pipeline, rule, context.clock, context.statistics, "planner_tea_cache")
 
 
@@ -115,8 +149,11 @@ def calibrate(
     """Fit the rescaling polynomial to reference runs with all earlier passes on.
 
     Returns {"coefficients" (highest power first), "range" (of the indicator's change), "r2",
-    "points"}.
+    "points"}. Published coefficients cost no run and are kept as {"published"}: the numbers that
+    a policy was measured with.
     """
+    if settings.coefficients == "published":
+        return {"published": _published(context.case.model)}
     indicator, residual = points(reference.telemetry())
     if len(indicator) < 2:
         raise TrialFailed(f"tea_cache saw {len(indicator)} changes between steps",
@@ -138,8 +175,8 @@ def points(telemetry: Telemetry) -> tuple[list[float], list[float]]:
 
 
 def masks(settings: TeaCacheSettings, telemetry: Telemetry) -> Masks:
-    """Return the steps that the rule would compute in the recorded calls."""
-    if not telemetry.series("tea_cache"):
+    """Return the steps that the rule would compute in the recorded calls, with a fitted curve."""
+    if not telemetry.series("tea_cache") or settings.coefficients == "published":
         return ()
     curve = fit(*points(telemetry))[0]
     held = [pinned(step, telemetry.steps, settings.start) for step in range(telemetry.steps)]
@@ -155,7 +192,7 @@ def effect(work: Work, settings: TeaCacheSettings, telemetry: Telemetry | None) 
     if telemetry is None:
         return with_residuals(work)
     found = masks(settings, telemetry.at(steps_of(work)))
-    return skipping_steps(work, computed_share(found))
+    return skipping_steps(work, computed_share(found)) if found else with_residuals(work)
 
 
 def narrow(case: Case, telemetry: Telemetry | None) -> dict[str, Domain]:
@@ -176,7 +213,7 @@ def _known_blocks(case: Case) -> str | None:
     if first and first[0] in INDICATORS and case.model.traits.skippable:
         return None
     found = first[0] if first else case.model.traits.denoiser_class
-    return f"tea_cache needs one of the blocks {', '.join(INDICATORS)}; the first here is {found}"
+    return f"tea_cache needs registered blocks with a known indicator; the first here is {found}"
 
 
 _SOURCE = "Liu et al. 2024, arXiv 2411.19108"
@@ -203,6 +240,7 @@ PASS = Pass(
     apply=apply,
     observe=observe,
     narrow=narrow,
+    unfit=unfit,
     seeds=({"threshold": 0.2, "start": 0.2}, {"threshold": 0.4, "start": 0.1}),
     batch_invariant=False,
 )
