@@ -62,6 +62,26 @@ class Hook:
         return module
 
 
+class CallOrder:
+    """Names the branch of a forward: as the pipeline does, else by its place among a step's."""
+
+    def __init__(self, clock: StepClock) -> None:
+        self._clock, self._at, self._calls = clock, -1, 0
+
+    def restart(self) -> None:
+        """Begin another call."""
+        self._at = -1
+
+    def branch(self, hook: Hook) -> str:
+        """Return the branch of the forward that begins now; to be asked once a forward."""
+        if hook.branch != SINGLE:
+            return hook.branch
+        if self._at != self._clock.step:
+            self._at, self._calls = self._clock.step, 0
+        self._calls += 1
+        return SINGLE if self._calls == 1 else f"{SINGLE}_{self._calls}"
+
+
 def attach(denoiser: Any, module: Any, hook: Hook, name: str) -> Callable[[], None]:
     """Put a hook on a module inside `denoiser` (or on itself); returns the undo.
 

@@ -86,7 +86,7 @@ def skipping_steps(
     return with_residuals(work.mapped(skipped), copies)
 
 
-def with_residuals(work: Work, copies: int = 1) -> Work:
+def with_residuals(work: Work, copies: float = 1) -> Work:
     """Return the work holding `copies` of what the block stack adds, for every branch.
 
     Each block list adds one tensor as large as the queries of its attention. Two experts hold
