@@ -33,7 +33,9 @@ ROOMS = {
     "click": "cli",
     "rich": "cli",
 }
-FRAMEWORKS = {"torch", "diffusers", "torchao", "modelopt", "onnxruntime", "transformers"}
+FRAMEWORKS = {
+    "torch", "diffusers", "torchao", "modelopt", "onnxruntime", "transformers", "cache_dit",
+}  # fmt: skip
 
 
 def home(file: Path) -> str:

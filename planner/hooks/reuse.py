@@ -124,7 +124,7 @@ def computed_share(masks: Masks) -> Callable[[Phase], float | None]:
     return share
 
 
-def with_residuals(work: Work, copies: int = 1) -> Work:
+def with_residuals(work: Work, copies: float = 1) -> Work:
     """Return the work holding `copies` of what the block stack adds, for every branch.
 
     Each block list adds one tensor as large as the queries of its attention. Two experts hold
