@@ -128,10 +128,11 @@ def chosen(artifact: Artifact, settings: StepMaskSettings) -> str:
 
     Raises `TrialFailed` where the artifact was made for other settings.
     """
-    known: list[str] = artifact["masks"].get(_key(settings), [])
+    masks = artifact.get("masks", {})
+    known: list[str] = masks.get(_key(settings), [])
     if not known:
         raise TrialFailed(f"step_mask has no masks for {_key(settings)}", stage="apply",
-                          value=", ".join(artifact["masks"]),
+                          value=", ".join(masks),
                           way_out="calibrate it with these settings")  # fmt: skip
     wanted = computed_steps(settings, len(known[0]))
     return min(known, key=lambda one: abs(one.count("1") - wanted))
@@ -209,8 +210,10 @@ def neighbours(
 ) -> list[dict[str, Scalar]]:
     """Return every mask in which one computed step lies one or two steps earlier or later.
 
-    Those that telemetry expects to be nearest come first.
+    Those that telemetry expects to be nearest come first. None where nothing was calibrated.
     """
+    if not settings.mask and _key(settings) not in artifact.get("masks", {}):
+        return []
     mask = settings.mask or chosen(artifact, settings)
     moved = []
     for step in (i for i, one in enumerate(mask) if one == "1" and i):
