@@ -8,8 +8,8 @@ before the run, nothing is compared, the host waits for nothing, and graphs can 
 What it costs: one or two residuals of memory a branch; a reference run, again after a change of
 steps, precision or scheduler.
 When not: order 1 on quantized layers, whose noise a line draws out; prompts that differ much in
-when their images change; 8 steps or fewer; with ControlNet, VACE or Animate, whose additions
-between blocks a skipped step would add twice.
+when their images change; 8 steps or fewer; with Animate, whose face adapters read the stream
+between blocks.
 Source: static schedules as in SmoothCache (arXiv 2411.10510) and the step masks of cache-dit;
 forecasts as in TaylorSeer (arXiv 2503.06923). Finding the steps by dynamic programming over the
 residuals' inner products is planner's own.

@@ -10,8 +10,8 @@ block at all. The polynomial is fitted here, from one reference run, with the de
 left-out points best; unlike the paper's it is kept from falling, and goes on in proportion beyond
 the fitted range, since a polynomial says nothing there.
 What it costs: the calibration run, one scalar read a forward, two residuals of memory a branch.
-When not: 8 steps or fewer; with ControlNet, VACE or Animate, whose additions between blocks a
-skipped step would add twice; with another cache; coefficients of another checkpoint.
+When not: 8 steps or fewer; with another cache; coefficients of another checkpoint; with Animate,
+whose face adapters read the stream between blocks.
 Source: Liu et al. 2024 (TeaCache), arXiv 2411.19108, equations 4 to 7.
 """
 
@@ -29,9 +29,9 @@ from planner.hooks.branches import PerBranch, Tally
 from planner.hooks.changes import INDICATORS, Recording, modulated_input, relative_change
 from planner.hooks.curve import Curve, fit
 from planner.hooks.reuse import (
-    DISTURBED,
+    READ,
     long_enough,
-    nothing_between,
+    nothing_read_between,
     reused_none,
     skipping_steps,
     with_residuals,
@@ -246,7 +246,7 @@ PASS = Pass(
     owns=("denoiser.step_reuse",),
     needs=(
         Need(_known_blocks, _SOURCE),
-        Need(nothing_between("tea_cache"), DISTURBED),
+        Need(nothing_read_between("tea_cache"), READ),
         Need(long_enough("tea_cache"), _FEW),
         one_denoiser("tea_cache"),
     ),
