@@ -85,12 +85,18 @@ class Again:
         self.added = added
 
 
-def denoiser(name: str) -> tuple[Any, Callable[[], torch.Tensor]]:
-    """A small denoiser, and a call of it with the same random arguments every time."""
+def randomly(make: Callable[[], Any]) -> Any:
+    """What is made, with random weights: some begin at zero, which would hide the blocks."""
     torch.manual_seed(0)
-    module = getattr(diffusers, name)(**FAMILIES[name]).eval().requires_grad_(False)
-    for weight in module.parameters():  # some begin at zero, which would hide the blocks
+    module = make().eval().requires_grad_(False)
+    for weight in module.parameters():
         torch.nn.init.normal_(weight, std=0.2)
+    return module
+
+
+def denoiser(name: str) -> tuple[Any, Callable[..., torch.Tensor]]:
+    """A small denoiser, and a call of it with the same random arguments every time, and more."""
+    module = randomly(lambda: getattr(diffusers, name)(**FAMILIES[name]))
     latent = Latent(frames=FRAMES.get(name, 1), height=8, width=8)
     asked = Asked(module.config, latent, text=8, batch=1, dtype=torch.float32)
 
@@ -103,8 +109,8 @@ def denoiser(name: str) -> tuple[Any, Callable[[], torch.Tensor]]:
 
     arguments = tree_map(real, builder_for(name).arguments(asked))
 
-    def call() -> torch.Tensor:
-        output = module(**arguments, return_dict=False)[0]
+    def call(**more: Any) -> torch.Tensor:
+        output = module(**arguments, **more, return_dict=False)[0]
         return output[0] if isinstance(output, list) else output
 
     return module, call

@@ -13,7 +13,7 @@ from planner.case.case import Case
 from planner.case.device import Device
 from planner.case.telemetry import Telemetry
 from planner.case.work import Work
-from planner.hooks.blocks import beneath_hooks, own_forward
+from planner.hooks.beneath import beneath_hooks, own_forward
 from planner.hooks.clock import StepClock
 from planner.passes import registry
 from planner.passes.base import Artifact, Context

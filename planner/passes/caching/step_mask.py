@@ -12,7 +12,8 @@ the output is forecast any denoiser will do, U-Nets too, and a skipped step cost
 What it costs: one or two outputs (residuals) of memory a branch; reference runs, again after a
 change of steps, precision or scheduler.
 When not: order 1 on quantized layers, whose noise a line draws out; prompts that differ much in
-when their images change; 8 steps or fewer.
+when their images change; 8 steps or fewer; a residual with Animate, whose face adapters read the
+stream between blocks.
 Source: static schedules as in SmoothCache (arXiv 2411.10510) and the step masks of cache-dit;
 forecasts as in TaylorSeer (arXiv 2503.06923). Finding the steps by dynamic programming over the
 residuals' inner products is planner's own.
