@@ -129,10 +129,11 @@ def chosen(artifact: Artifact, settings: StepMaskSettings) -> str:
 
     Raises `TrialFailed` where the artifact was made for other settings.
     """
-    known: list[str] = artifact["masks"].get(_key(settings), [])
+    masks: dict[str, list[str]] = artifact.get("masks", {})
+    known = masks.get(_key(settings), [])
     if not known:
         raise TrialFailed(f"step_mask has no masks for {_key(settings)}", stage="apply",
-                          value=", ".join(artifact["masks"]),
+                          value=", ".join(masks),
                           way_out="calibrate it with these settings")  # fmt: skip
     wanted = computed_steps(settings, len(known[0]))
     return min(known, key=lambda one: abs(one.count("1") - wanted))
@@ -212,6 +213,8 @@ def neighbours(
 
     Those that telemetry expects to be nearest come first.
     """
+    if not (artifact or settings.mask):
+        return []
     mask = settings.mask or chosen(artifact, settings)
     moved = []
     for step in (i for i, one in enumerate(mask) if one == "1" and i):
