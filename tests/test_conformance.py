@@ -208,10 +208,10 @@ def test_the_effect_agrees_with_what_apply_really_computes(one: Pass, clean: Ben
             clean.draw()
     blind = one.effect(clean.work, settings, None)
     seen = one.effect(clean.work, settings, clean.telemetry)
-    assert executed.forwards == seen.forwards == blind.forwards
     assert executed.encodings == encodings(seen)
     # Without telemetry a cache promises nothing; with it, about a step and branch in ten.
-    assert executed.stacks <= stacks(blind)
+    assert executed.forwards <= blind.forwards and executed.stacks <= stacks(blind)
+    assert abs(executed.forwards - seen.forwards) <= (2 if one.masks else 0)
     assert abs(executed.stacks - stacks(seen)) <= 2
 
 

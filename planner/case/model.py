@@ -21,6 +21,7 @@ class Traits(Noun):
     `denoiser` is the component that is called at every step; `block_classes` its repeated
     blocks, `blocks` how many of them; `cacheable` whether diffusers has registered those blocks
     for its caches, and `skippable` whether what their stack adds can be kept and added again;
+    `extra_channels` how many more the denoiser takes than it returns (an image to begin with);
     `branches` the names given to `cache_context`, in calling order;
     `prompt_arguments` what its `encode_prompt` takes, none where it has no such method.
     """
@@ -32,6 +33,7 @@ class Traits(Noun):
     cacheable: bool = False
     skippable: bool = False
     compilable: bool = False
+    extra_channels: int = 0
     branches: tuple[str, ...] = ()
     prompt_arguments: tuple[str, ...] = ()
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from planner.case.case import Case
 from planner.case.noun import Scalar
 from planner.case.work import Phase, Work
+from planner.hooks.branches import SINGLE
+
+Masks = Sequence[Mapping[str, str]]
 
 Condition = Callable[[Case], str | None]
 """Answers None, or a sentence that names need and value."""
@@ -86,6 +89,41 @@ def skipping_steps(
     return with_residuals(work.mapped(skipped), copies)
 
 
+def skipping_forwards(work: Work, share_of: Callable[[Phase], float | None]) -> Work:
+    """Return the work whose denoiser is called at a share of each denoise phase's calls.
+
+    What is kept is as small as the latents and not counted.
+    """
+
+    def skipped(phase: Phase) -> Phase:
+        share = share_of(phase) if phase.name == "denoise" else None
+        return phase if share is None else phase.model_copy(update={"calls": phase.calls * share})
+
+    return work.mapped(skipped)
+
+
+def steps_of(work: Work) -> int:
+    """Return the steps of a call: the most calls of one branch, of two experts together."""
+    branches: dict[str | None, float] = {}
+    for phase in work.phases:
+        if phase.name == "denoise":
+            branches[phase.branch] = branches.get(phase.branch, 0.0) + phase.calls
+    return round(max(branches.values(), default=0.0))
+
+
+def computed_share(masks: Masks) -> Callable[[Phase], float | None]:
+    """Return what tells for a phase which share of its branch's steps the masks compute."""
+
+    def share(phase: Phase) -> float | None:
+        branch = phase.branch or SINGLE
+        mine = [mask for run in masks for name, mask in run.items() if name == branch]
+        if not mine:
+            return None
+        return sum(mask.count("1") for mask in mine) / sum(map(len, mine))
+
+    return share
+
+
 def with_residuals(work: Work, copies: float = 1) -> Work:
     """Return the work holding `copies` of what the block stack adds, for every branch.
 
@@ -116,3 +154,21 @@ def reused_none(
         return None
     computed = statistics.get("computed", 0)
     return f"{name} reused none of {computed} forwards at {setting} {value:g}"
+
+
+def informative(
+    computed: Callable[[float], float], low: float, high: float
+) -> tuple[float, float] | None:
+    """Return the thresholds between which a cache changes what it computes.
+
+    `computed` says how many steps a threshold computes, fewer for larger ones. From the largest
+    that skips nothing to the smallest after which nothing more is skipped; None if that is none.
+    """
+    count, ratio = 120, (high / low) ** (1 / 120)
+    tried = [min(high, low * ratio**index) for index in range(count + 1)]
+    seen = [computed(one) for one in tried]
+    if seen[0] == seen[-1]:
+        return None
+    first = next(i for i, one in enumerate(seen) if one < seen[0])
+    last = next(i for i, one in enumerate(seen) if one == seen[-1])
+    return tried[max(0, first - 1)], tried[last]

@@ -98,13 +98,16 @@ def _reuses_steps(one: Pass) -> bool:
 
 
 def _unfit(case: Case, stack: Stack) -> str | None:
-    asked = (one.pass_.unfit and one.pass_.unfit(case, one.settings) for one in stack)
+    workload = case.workload.model_copy(update={"call": effective_call(case, stack)})
+    planned = case.model_copy(update={"workload": workload})
+    asked = (one.pass_.unfit and one.pass_.unfit(planned, one.settings) for one in stack)
     return next((said for said in asked if said), None)
 
 
 def _captured_decision(case: Case, stack: Stack) -> str | None:
     del case
-    caches = _names(stack, _reuses_steps)
+    inside = [one for one in stack if not (one.pass_.around and one.pass_.around(one.settings))]
+    caches = _names(inside, _reuses_steps)
     graphs = _names(stack, lambda one: _claims(one, CAPTURE))
     if not caches or not graphs:
         return None

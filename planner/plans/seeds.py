@@ -100,12 +100,13 @@ def _leaders(rung: list[Pass]) -> list[Pass]:
     """Return a rung without the passes that another one stands for, since both claim one thing.
 
     What is fitted to the model stands for what is not, then what draws an image whatever its
-    neighbours, then what has fewer settings to search.
+    neighbours, then what need not call the denoiser, then what has fewer settings to search.
     """
 
-    def rank(one: Pass) -> tuple[bool, bool, int, str]:
+    def rank(one: Pass) -> tuple[bool, bool, bool, int, str]:
         fitted = one.calibrate is not None
-        return (not fitted, not one.batch_invariant, len(one.settings.model_fields), one.name)
+        return (not fitted, not one.batch_invariant, one.around is None,
+                len(one.settings.model_fields), one.name)  # fmt: skip
 
     return [one for one in rung
             if not any(rank(other) < rank(one) and set(other.owns) & set(one.owns)

@@ -34,6 +34,7 @@ def traits_of(pipeline: Any) -> Traits:
         cacheable=bool(blocks) and hasattr(module, "enable_cache") and registered,
         skippable=bool(blocks) and registered,
         compilable=bool(declared),
+        extra_channels=_extra_channels(module.config),
         branches=_branches(_class(pipeline)),
         prompt_arguments=_prompt_arguments(pipeline),
     )
@@ -61,6 +62,18 @@ def guidance_of(pipeline: Any, call: Mapping[str, Scalar]) -> Guidance:
     if (value("guidance_scale") or 0) <= 1:
         return "none"
     return "sequential" if {"cond", "uncond"} <= set(branches) else "batched"
+
+
+def _extra_channels(config: Any) -> int:
+    """Return the channels that a denoiser takes beyond those that it returns, patches counted.
+
+    Some configs count the output's before they are packed into patches.
+    """
+    taken = config.get("in_channels") or 0
+    returned = config.get("out_channels") or taken
+    patch = config.get("patch_size")
+    packed = returned * patch**2 if isinstance(patch, int) else returned
+    return 0 if taken in (returned, packed) else int(taken) - int(returned)
 
 
 def _embeds_guidance(pipeline: Any) -> bool:

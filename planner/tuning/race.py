@@ -21,6 +21,7 @@ from planner.passes.base import Artifact
 from planner.plans.plan import Plan
 from planner.trials.protocol import Put, Which
 from planner.trials.supervisor import Supervisor
+from planner.tuning.recorded import reference_prompts
 
 _LOST = 0.95
 """Confidence at which a plan counts as worse than the best one or the cap."""
@@ -77,8 +78,9 @@ class Race:
         deadline = _within(300 + 10 * reference_seconds, until)
         # Warmed on the last call: the first timed one must meet a prompt that no cache has seen.
         put = self._worker.put(
-            plan, self._artifacts(plan), self.calls[-1], deadline, as_deployed=as_deployed
-        )
+            plan, self._artifacts(plan), reference_prompts(self.calls), deadline,
+            as_deployed=as_deployed,
+        )  # fmt: skip
         self._learned(plan, put.artifacts)
         return put
 

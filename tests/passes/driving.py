@@ -14,12 +14,12 @@ from planner.case.device import Device
 from planner.case.telemetry import Telemetry
 from planner.case.work import Work
 from planner.hooks.blocks import beneath_hooks, own_forward
-from planner.hooks.changes import Recording
 from planner.hooks.clock import StepClock
 from planner.passes import registry
 from planner.passes.base import Artifact, Context
 from planner.plans.plan import Plan
 from planner.run.apply import Handle, LeavesCaseWarning, put_on
+from planner.trials.reference import ReferenceCalls
 from tests.tiny import CALL, tiny_case, tiny_flux
 
 H100 = Device(kind="cuda", name="NVIDIA H100", capability=(9, 0), memory_bytes=80 * 2**30)
@@ -65,9 +65,9 @@ class Bench:
     @functools.cached_property
     def telemetry(self) -> Telemetry:
         """Changes from step to step in the untouched reference call."""
-        with self.framed() as (clock, render), Recording(self.pipe, clock) as recorder:
-            render()
-            return recorder.telemetry()
+        with self.framed() as (clock, render):
+            calls = ReferenceCalls(self.pipe, clock, render, self.case, {}, "untouched")
+            return calls.telemetry()
 
     @functools.cached_property
     def work(self) -> Work:
@@ -104,7 +104,9 @@ class Bench:
             with self.framed() as (clock, render):
                 context = Context(case=self.case, clock=clock)
                 settings = found.settings()
-                self.artifacts[name] = found.calibrate(self.pipe, settings, context, render)
+                memo = {"untouched": self.telemetry}
+                calls = ReferenceCalls(self.pipe, clock, render, self.case, memo, "untouched")
+                self.artifacts[name] = found.calibrate(self.pipe, settings, context, calls)
         return self.artifacts.get(name, {})
 
     def put(self, passes: Mapping[str, Mapping[str, Any]]) -> Handle:

@@ -17,17 +17,20 @@ from __future__ import annotations
 from typing import Any
 
 from planner.case.case import Case
-from planner.case.telemetry import Telemetry
+from planner.case.telemetry import Series, Telemetry
 from planner.case.work import Operation, Phase, Work
 from planner.case.workload import Workload
 from planner.hooks.blocks import denoiser_of, segments
 from planner.hooks.branches import Hook, Tally, attach, drop_empty_registry
 from planner.hooks.clock import StepClock
+from planner.hooks.recorder import Forward
 from planner.hooks.reuse import (
     DISTURBED,
+    computed_share,
     long_enough,
     nothing_between,
     reused_none,
+    steps_of,
     with_residuals,
 )
 from planner.passes.base import (
@@ -35,6 +38,7 @@ from planner.passes.base import (
     Domain,
     Family,
     Fidelity,
+    Masks,
     Need,
     Pass,
     Settings,
@@ -42,8 +46,8 @@ from planner.passes.base import (
     Statistics,
     Undo,
     knob,
-    one_denoiser,
 )
+from planner.passes.needs import narrowed, one_denoiser
 
 
 class FirstBlockCacheSettings(Settings):
@@ -127,36 +131,42 @@ def _clear(blocks: list[Any]) -> None:
         drop_empty_registry(block)
 
 
-def effect(work: Work, settings: FirstBlockCacheSettings, telemetry: Telemetry | None) -> Work:
-    """Lower the share of all blocks but the first; without telemetry only hold more.
+def probe(forward: Forward) -> Any:
+    """Return what the first block added to the image tokens."""
+    return forward.first
 
-    Telemetry holds the whole stack's residual; its changes, added up since the last computed
-    step, stand in for the first block's, which only a run with the cache on shows.
-    """
+
+def masks(settings: FirstBlockCacheSettings, telemetry: Telemetry) -> Masks:
+    """Return the steps at which the rest of the stack would run in the recorded calls."""
+    return [{branch: _mask(series, settings.threshold) for branch, series in seen.items()}
+            for seen in telemetry.series("first_block_cache")]  # fmt: skip
+
+
+def _mask(series: Series, threshold: float) -> str:
+    mask, last = "1", 0
+    for step in range(1, len(series.sizes)):
+        if series.change(step, last) > threshold:
+            mask, last = mask + "1", step
+        else:
+            mask += "0"
+    return mask
+
+
+def effect(work: Work, settings: FirstBlockCacheSettings, telemetry: Telemetry | None) -> Work:
+    """Lower the share of all blocks but the first; without telemetry only hold more."""
     if telemetry is None:
         return with_residuals(work, 2)
+    share_of = computed_share(masks(settings, telemetry.at(steps_of(work))))
 
     def cached(phase: Phase) -> Phase:
-        changes = telemetry.branches.get(phase.branch or "single")
-        if phase.name != "denoise" or changes is None:
+        share = share_of(phase) if phase.name == "denoise" else None
+        if share is None:
             return phase
-        share = _share(changes[1], settings.threshold, phase.calls)
         first = _first_block(phase)
         operations = tuple(_reused(op, share, first) for op in phase.operations)
         return phase.model_copy(update={"operations": operations})
 
     return with_residuals(work.mapped(cached), 2)
-
-
-def _share(changes: tuple[float, ...], threshold: float, calls: float) -> float:
-    # With fewer steps than were recorded, every step is that much wider.
-    wider = (len(changes) + 1) / calls if calls else 1.0
-    computed, gathered = 1, 0.0
-    for change in changes:
-        gathered += change * wider
-        if gathered > threshold:
-            computed, gathered = computed + 1, 0.0
-    return computed / (len(changes) + 1)
 
 
 def _first_block(phase: Phase) -> str:
@@ -172,14 +182,11 @@ def _reused(operation: Operation, share: float, first: str) -> Operation:
 
 
 def narrow(case: Case, telemetry: Telemetry | None) -> dict[str, Domain]:
-    """Return thresholds from half the smallest change to three computed steps in all."""
-    if telemetry is None or not telemetry.branches:
+    """Return the thresholds at which something changes in the recorded calls."""
+    if telemetry is None:
         return {}
-    changes = max((pair[1] for pair in telemetry.branches.values()), key=len)
-    if not changes or max(changes) <= 0:
-        return {}
-    low = max(min(changes) / 2, max(changes) / 1000)
-    return {"threshold": Domain(low=low, high=max(sum(changes) / 3, 2 * low), log=True)}
+    return narrowed("threshold", telemetry.at(case.workload.steps), lambda value, seen: masks(
+        FirstBlockCacheSettings(threshold=value), seen))  # fmt: skip
 
 
 def observe(
@@ -221,6 +228,8 @@ PASS = Pass(
         one_denoiser("first_block_cache"),
     ),
     effect=effect,
+    probe=probe,
+    masks=masks,
     apply=apply,
     observe=observe,
     narrow=narrow,

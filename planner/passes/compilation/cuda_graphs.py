@@ -35,9 +35,8 @@ from planner.passes.base import (
     Stage,
     Statistics,
     Undo,
-    on_cuda,
-    one_denoiser,
 )
+from planner.passes.needs import on_cuda, one_denoiser
 
 MOST_FORMS = 8
 """How many forms of inputs are recorded, at most; the others run as they are."""

@@ -35,8 +35,8 @@ from planner.passes.base import (
     Statistics,
     Undo,
     knob,
-    on_cuda,
 )
+from planner.passes.needs import on_cuda
 
 
 class GroupOffloadSettings(Settings):
