@@ -1,7 +1,7 @@
 """What a model adds between its blocks is not kept with what the blocks add: nothing comes twice.
 
-Real small denoisers with ControlNet samples and VACE hints; the stack runs once, and is skipped
-ever after.
+Real small denoisers with ControlNet samples, VACE hints, and blocks of two lists by turns; the
+stack runs once, and is skipped ever after.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import WanVACETransformer3DModel
+from diffusers import LatteTransformer3DModel, WanVACETransformer3DModel
 
 from planner.case.work import Phase, Work
 from planner.hooks.blocks import Form, Stack, segments
@@ -63,6 +63,25 @@ def vace() -> Made:
     return module, call, now, then
 
 
+def latte() -> Made:
+    """Two lists of blocks by turns, and between any two of them the stream is turned."""
+    module = randomly(lambda: LatteTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=8, num_layers=2,
+        sample_size=8, patch_size=2, caption_channels=32, cross_attention_dim=32, video_length=3,
+        norm_type="ada_norm_single",
+    ))  # fmt: skip
+    video, text = torch.randn(1, 4, 3, 8, 8), torch.randn(1, 8, 32)
+
+    def call(**more: Any) -> torch.Tensor:
+        found: torch.Tensor = module(
+            video, torch.ones(1, dtype=torch.long), text, enable_temporal_attentions=True,
+            return_dict=False, **more,
+        )[0]  # fmt: skip
+        return found
+
+    return module, call, {}, {}
+
+
 MADE = [flux, qwen, vace]
 named = pytest.mark.parametrize("make", MADE, ids=lambda make: make.__name__)
 
@@ -109,7 +128,7 @@ def watched(module: Any, call: Call, **more: Any) -> Watched:
     return found
 
 
-@named
+@pytest.mark.parametrize("make", [*MADE, latte], ids=lambda make: make.__name__)
 def test_a_skipped_forward_of_the_same_input_gives_the_computed_output(make: Any) -> None:
     module, call, now, _ = make()
     untouched = call(**now)

@@ -150,11 +150,11 @@ class Stack:
         self._rule = rule
         self._segments = segments(denoiser)
         self._forms = [Form(part.blocks[0]) for part in self._segments]
-        self._stretch = _Stretch()
+        self._stretches: dict[int, _Stretch] = {}
         self._added: list[Streams] = []
         self._reused: list[Streams] | None = None
         self._running = SINGLE
-        self._aside: list[tuple[Any, Any]] = []
+        self._aside: dict[Any, Any] = {}
         self._order = Order(clock)
         self._undo = [clock.on_reset(self._begin)]
         for index, part in enumerate(self._segments):
@@ -174,8 +174,9 @@ class Stack:
         self._reset()
 
     def _reset(self) -> None:
-        self._stretch, self._added, self._reused = _Stretch(), [], None
-        self._bring_back()
+        self._stretches, self._added, self._reused = {}, [], None
+        for block in tuple(self._aside):
+            self._bring_back(block)
 
     def enter(self, index: int, hook: Hook, module: Any, args: Any, kwargs: Any) -> Any:
         """Begin a segment at its first block: run it, or return its input plus what was added."""
@@ -185,46 +186,42 @@ class Stack:
             self._reused = self._rule.reuse(self._running, module, args, kwargs)
         streams = self._forms[index].inputs(args, kwargs)
         if self._reused is None:
-            self._stretch = _Stretch(streams)
+            self._stretches[index] = _Stretch(streams)
             return hook.fn_ref.original_forward(*args, **kwargs)
         self._set_aside(index)
         return self._forms[index].pack(_combine(streams, self._reused[index], 1))
 
     def go_on(self, index: int, args: Any, kwargs: Any) -> None:
         """Look at what the next block of a segment is given."""
-        self._stretch.given(self._forms[index].inputs(args, kwargs))
+        self._stretches[index].given(self._forms[index].inputs(args, kwargs))
 
     def ran(self, index: int, output: Any, last: bool) -> None:
         """Look at what a block returns; after a segment's last keep what the segment added."""
         if self._reused is not None:
             return
-        self._stretch.end = self._forms[index].unpack(output)
+        self._stretches[index].end = self._forms[index].unpack(output)
         if last:
-            self._added.append(self._stretch.added())
-            self._stretch = _Stretch()
+            self._added.append(self._stretches.pop(index).added())
             if index == len(self._segments) - 1:
                 added, self._added = self._added, []
                 self._rule.computed(self._running, added)
 
     def _set_aside(self, index: int) -> None:
-        blocks = self._segments[index].blocks[1:]
         form = self._forms[index]
-        for block in blocks:
-            self._aside.append((block, vars(block).get("forward")))
-            vars(block)["forward"] = partial(self._pass_through, form, block is blocks[-1])
+        for block in self._segments[index].blocks[1:]:
+            self._aside[block] = vars(block).get("forward")
+            vars(block)["forward"] = partial(self._pass_through, form, block)
 
-    def _pass_through(self, form: Form, last: bool, *args: Any, **kwargs: Any) -> Any:
-        if last:
-            self._bring_back()
+    def _pass_through(self, form: Form, block: Any, *args: Any, **kwargs: Any) -> Any:
+        self._bring_back(block)
         return form.pack(form.inputs(args, kwargs))
 
-    def _bring_back(self) -> None:
-        for block, forward in self._aside:
-            if forward is None:
-                vars(block).pop("forward", None)
-            else:
-                vars(block)["forward"] = forward
-        self._aside = []
+    def _bring_back(self, block: Any) -> None:
+        forward = self._aside.pop(block)
+        if forward is None:
+            vars(block).pop("forward", None)
+        else:
+            vars(block)["forward"] = forward
 
 
 def _combine(streams: Streams, others: Streams, sign: int) -> Streams:
@@ -242,7 +239,7 @@ class _Stretch:
     it returned; an addition in place would not be noticed.
     """
 
-    def __init__(self, start: Streams = (None, None)) -> None:
+    def __init__(self, start: Streams) -> None:
         self._start = self.end = start
         self._before: Streams | None = None
 
