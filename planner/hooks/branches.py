@@ -93,6 +93,31 @@ def drop_empty_registry(module: Any) -> None:
         del module.forward
 
 
+class Branches:
+    """Names the branch of every forward: as the pipeline does, else by its place in the step.
+
+    Where a pipeline names none, the calls of one step are told apart by their order. Ask once a
+    forward.
+    """
+
+    def __init__(self, clock: StepClock) -> None:
+        self._clock = clock
+        self._at, self._calls = -1, 0
+
+    def restart(self) -> None:
+        """Begin a call; register with the clock's `on_reset`."""
+        self._at = -1
+
+    def name(self, hook: Hook) -> str:
+        """Return the branch's name, else which of a step's calls this is."""
+        if hook.branch != SINGLE:
+            return hook.branch
+        if self._at != self._clock.step:
+            self._at, self._calls = self._clock.step, 0
+        self._calls += 1
+        return SINGLE if self._calls == 1 else f"{SINGLE}_{self._calls}"
+
+
 class PerBranch(Generic[S]):
     """State by branch; one that resumes after skipped steps starts from a fresh state."""
 
