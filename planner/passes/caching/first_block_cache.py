@@ -192,8 +192,9 @@ def observe(
 def _cacheable(case: Case) -> str | None:
     if case.model.traits.cacheable:
         return None
-    blocks = ", ".join(case.model.traits.block_classes) or case.model.traits.denoiser_class
-    return f"first_block_cache needs blocks that diffusers has registered; {blocks} are not"
+    found = ", ".join(case.model.traits.block_classes)
+    had = f"{found} are not" if found else f"{case.model.traits.denoiser_class} has none"
+    return f"first_block_cache needs blocks that diffusers has registered; {had}"
 
 
 def _named_branches(case: Case) -> str | None:
