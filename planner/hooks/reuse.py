@@ -52,8 +52,9 @@ def known_blocks(name: str) -> Condition:
         traits = case.model.traits
         if traits.skippable:
             return None
-        blocks = ", ".join(traits.block_classes) or traits.denoiser_class
-        return f"{name} needs blocks that diffusers has registered; {blocks} are not"
+        found = ", ".join(traits.block_classes)
+        had = f"{found} are not" if found else f"{traits.denoiser_class} has none"
+        return f"{name} needs blocks that diffusers has registered; {had}"
 
     return _known_blocks
 

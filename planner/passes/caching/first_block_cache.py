@@ -226,11 +226,12 @@ def _cacheable(case: Case) -> str | None:
     traits = case.model.traits
     if traits.cacheable:
         return None
-    blocks = ", ".join(traits.block_classes) or traits.denoiser_class
+    found = ", ".join(traits.block_classes)
     if traits.skippable:
         return ("first_block_cache needs blocks that take hidden_states and all return the same "
-                f"streams; {blocks} do not")  # fmt: skip
-    return f"first_block_cache needs blocks that diffusers has registered; {blocks} are not"
+                f"streams; {found} do not")  # fmt: skip
+    had = f"{found} are not" if found else f"{traits.denoiser_class} has none"
+    return f"first_block_cache needs blocks that diffusers has registered; {had}"
 
 
 _SOURCE = "diffusers.hooks.first_block_cache"
