@@ -87,13 +87,13 @@ class _Cache(Hook):
         self._names = tuple(inspect.signature(type(unet).forward).parameters)[1:]
         self._cut = cut(unet, settings.layers)
         self._settings, self._clock = settings, context.clock
-        self._branches = Order(context.clock)
+        self._order = Order(context.clock)
         self._kept = PerBranch(_Deep, context.clock)
         self._tally = Tally(context.statistics, context.clock)
 
     def restart(self) -> None:
         """Forget the last call."""
-        self._branches.restart()
+        self._order.restart()
         self._kept.clear()
         self._tally.restart()
 
@@ -101,7 +101,7 @@ class _Cache(Hook):
         forward = self.fn_ref.original_forward
         if not self._clock.running:  # nobody says where a call begins: nothing is safe to reuse
             return forward(*args, **kwargs)
-        branch = self._branches.branch(self)
+        branch = self._order.branch(self)
         kept, form = self._kept[branch], _form(dict(zip(self._names, args, strict=False)) | kwargs)
         known = form is not None and form == kept.form
         whole = runs(self._settings, self._clock.step) or not known

@@ -128,14 +128,14 @@ class _Text(Hook):
                               stage="apply", value=kind, way_out="leave the pass out")  # fmt: skip
         self._names = tuple(inspect.signature(type(denoiser).forward).parameters)[1:]
         self._clock, self._tally = clock, tally
-        self._branches = Order(clock)
+        self._order = Order(clock)
         self._kept: dict[str, _Kept] = {}
         self._weights = Weights([*before_projections(denoiser), *modules])
         self._projections = [_Projection(module) for module in modules]
 
     def restart(self) -> None:
         """Forget the last call."""
-        self._branches.restart()
+        self._order.restart()
         self._kept.clear()
 
     def restore(self) -> None:
@@ -149,7 +149,7 @@ class _Text(Hook):
         text = given.get("encoder_hidden_states")
         if not self._clock.running or not _counts_changes(text):
             return self._watched(forward, args, kwargs)[0]
-        branch, weights = self._branches.branch(self), (_scale(given), self._weights.state())
+        branch, weights = self._order.branch(self), (_scale(given), self._weights.state())
         kept = self._kept.get(branch)
         if kept is None or not kept.holds(text, weights):
             kept = self._kept[branch] = _Kept(text, weights, len(self._projections))
