@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from planner.hooks.text import text_projections
+from planner.hooks.text import before_projections, text_projections
 from planner.passes import registry
 from planner.passes.base import NoSettings
 from planner.plans.graph import build
@@ -108,8 +108,12 @@ def the_same_text_anew(bench: Bench, tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 def other_weights(bench: Bench, tensors: dict[str, Any]) -> dict[str, Any]:
-    for module in text_projections(denoiser_of(bench)):
-        module.weight.neg_()  # a second call turns them back
+    """Turn the weights that a Wan's text meets first, a U-Net's projections; back the next time."""
+    denoiser = denoiser_of(bench)
+    first = [part for module in before_projections(denoiser) for part in module.children()]
+    for module in first or text_projections(denoiser):
+        for weight in module.parameters():
+            weight.neg_()
     return {}
 
 
