@@ -21,6 +21,7 @@ class Traits(Noun):
     `denoiser` is the component that is called at every step; `block_classes` its repeated
     blocks, `blocks` how many of them; `cacheable` whether diffusers has registered those blocks
     for its caches, and `skippable` whether what their stack adds can be kept and added again;
+    `attention` the kinds of attention in them (spatial, cross, temporal);
     `branches` the names given to `cache_context`, in calling order;
     `prompt_arguments` what its `encode_prompt` takes, none where it has no such method.
     """
@@ -31,6 +32,7 @@ class Traits(Noun):
     blocks: int = 0
     cacheable: bool = False
     skippable: bool = False
+    attention: tuple[str, ...] = ()
     compilable: bool = False
     branches: tuple[str, ...] = ()
     prompt_arguments: tuple[str, ...] = ()

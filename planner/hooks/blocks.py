@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from planner.errors import UsageError
-from planner.hooks.branches import SINGLE, Hook, attach
+from planner.hooks.branches import SINGLE, Hook, Naming, attach
 from planner.hooks.clock import StepClock
 
 Streams = tuple[Any, Any]
@@ -148,7 +148,7 @@ class Stack:
         self._reused: list[Streams] | None = None
         self._running = SINGLE
         self._aside: list[tuple[Any, Any]] = []
-        self._clock, self._at, self._calls = clock, -1, 0
+        self._naming = Naming(clock)
         self._undo = [clock.on_reset(self._begin)]
         for index, part in enumerate(self._segments):
             head, tail = _Head(self, index), _Tail(self, index)
@@ -162,17 +162,8 @@ class Stack:
             self._undo.pop()()
 
     def _begin(self) -> None:
-        self._at = -1
+        self._naming.restart()
         self._reset()
-
-    def _branch(self, hook: Hook) -> str:
-        """Return the branch's name, else which of a step's calls this is."""
-        if hook.branch != SINGLE:
-            return hook.branch
-        if self._at != self._clock.step:
-            self._at, self._calls = self._clock.step, 0
-        self._calls += 1
-        return SINGLE if self._calls == 1 else f"{SINGLE}_{self._calls}"
 
     def _reset(self) -> None:
         self._inputs, self._added, self._reused = [], [], None
@@ -182,7 +173,7 @@ class Stack:
         """Begin a segment at its first block: run it, or return its input plus what was added."""
         if index == 0:
             self._reset()
-            self._running = self._branch(hook)
+            self._running = self._naming.of(hook)
             self._reused = self._rule.reuse(self._running, module, args, kwargs)
         streams = self._forms[index].inputs(args, kwargs)
         if self._reused is None:

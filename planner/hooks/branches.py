@@ -117,6 +117,26 @@ class PerBranch(Generic[S]):
         self._seen.clear()
 
 
+class Naming:
+    """Names the branch of a forward: as the pipeline does, else by its place in the step's calls."""
+
+    def __init__(self, clock: StepClock) -> None:
+        self._clock, self._at, self._calls = clock, -1, 0
+
+    def restart(self) -> None:
+        """Count anew in the coming call; register with the clock's `on_reset`."""
+        self._at = -1
+
+    def of(self, hook: Hook) -> str:
+        """Return the name of the forward that begins now; asked once a forward."""
+        if hook.branch != SINGLE:
+            return hook.branch
+        if self._at != self._clock.step:
+            self._at, self._calls = self._clock.step, 0
+        self._calls += 1
+        return SINGLE if self._calls == 1 else f"{SINGLE}_{self._calls}"
+
+
 class Tally:
     """Counts computed and reused forwards of one pipeline call into a pass's statistics.
 

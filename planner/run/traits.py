@@ -12,6 +12,7 @@ from planner.case.model import Traits
 from planner.case.noun import Scalar
 from planner.case.workload import Guidance
 from planner.errors import UsageError
+from planner.hooks.attention import KINDS, attention_in, kinds_at
 from planner.hooks.blocks import denoiser_name, denoiser_of, segments
 
 _BRANCH = re.compile(r"cache_context\(\s*[\"'](\w+)[\"']")
@@ -33,6 +34,7 @@ def traits_of(pipeline: Any) -> Traits:
         blocks=len(blocks),
         cacheable=bool(blocks) and hasattr(module, "enable_cache") and registered,
         skippable=bool(blocks) and registered,
+        attention=_attention(module) if blocks else (),
         compilable=bool(declared),
         branches=_branches(_class(pipeline)),
         prompt_arguments=_prompt_arguments(pipeline),
@@ -75,6 +77,12 @@ def _blocks(denoiser: Any) -> list[Any]:
     except UsageError:
         return []
     return [block for part in found for block in part.blocks]
+
+
+def _attention(denoiser: Any) -> tuple[str, ...]:
+    """Return the kinds of attention inside the blocks."""
+    found = {kind for place in attention_in(denoiser) for kind in kinds_at(place)}
+    return tuple(kind for kind in KINDS if kind in found)
 
 
 def _prompt_arguments(pipeline: Any) -> tuple[str, ...]:
