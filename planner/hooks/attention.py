@@ -193,7 +193,7 @@ def reusing_attention(work: Work, runs: Runs, copies: int = 1) -> Work:
         if phase.name != "denoise" or not round(phase.calls):
             return phase
         mine, total = list(islice(steps[phase.branch], round(phase.calls))), totals[phase.branch]
-        shares = {kind: sum(runs(kind, step, total) for step in mine) / len(mine) for kind in KINDS}
+        shares = {kind: _share(runs, kind, mine, total, copies) for kind in KINDS}
         of = {path: shares[kind] for path, kind in _kinds(phase).items() if shares[kind] < 1}
         held.append(copies * _outputs(phase, of))
         return phase.mapped(lambda op: op if op.path not in of else op.model_copy(
@@ -202,6 +202,14 @@ def reusing_attention(work: Work, runs: Runs, copies: int = 1) -> Work:
 
     after = work.mapped(changed)
     return after.model_copy(update={"kept": sum(held)})
+
+
+def _share(runs: Runs, kind: str, steps: Collection[int], total: int, outputs: int) -> float:
+    """Return the share of steps at which attention runs: also until enough outputs are known."""
+    known = 0
+    for step in steps:
+        known += known < outputs or runs(kind, step, total)
+    return known / len(steps)
 
 
 def _kinds(phase: Phase) -> dict[str, str]:

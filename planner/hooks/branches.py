@@ -118,7 +118,7 @@ class PerBranch(Generic[S]):
 
 
 class Naming:
-    """Names the branch of a forward: as the pipeline does, else by its place in the step's calls."""
+    """Names a forward's branch: as the pipeline does, else by which of a step's calls it is."""
 
     def __init__(self, clock: StepClock) -> None:
         self._clock, self._at, self._calls = clock, -1, 0

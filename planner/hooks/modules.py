@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from types import MethodType
 from typing import Any, NamedTuple, Protocol
 
 from planner.hooks.blocks import beneath_hooks, own_forward, segments
@@ -51,18 +52,40 @@ class Keeper(Protocol):
 
 
 class _Part:
-    """Stands beneath all hooks where a module's own forward was."""
+    """What a module is to answer, what it made, and its own forward."""
 
     def __init__(self, module: Any) -> None:
-        self._own = own_forward(module)
+        self.own = own_forward(module)
         self.given: Any = None
         self.made: Any = None
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.given is not None:
-            return self.given
-        self.made = self._own(*args, **kwargs)
-        return self.made
+
+_PART = "_planner_part"
+
+
+def _forward(module: Any, *args: Any, **kwargs: Any) -> Any:
+    """Give what a module is to answer, else run it: stands beneath all hooks on it.
+
+    One function bound to each module, since a compiler tells callable objects apart by identity,
+    and would compile every block anew.
+    """
+    part = vars(module)[_PART]
+    if part.given is not None:
+        return part.given
+    part.made = part.own(*args, **kwargs)
+    return part.made
+
+
+def _stand_in(module: Any) -> tuple[_Part, Callable[[], None]]:
+    """Put a part in the place of a module's forward; returns it and the undo."""
+    part = vars(module)[_PART] = _Part(module)
+    restore = beneath_hooks(module, MethodType(_forward, module))
+
+    def undo() -> None:
+        restore()
+        del vars(module)[_PART]
+
+    return part, undo
 
 
 class _Frame:
@@ -89,7 +112,7 @@ class _Frame:
             self._keeper.begin(self._branch)
         parts = self.parts[place]
         for part, given in zip(parts, self._keeper.answers(place, args, kwargs), strict=True):
-            part.given = given
+            part.given, part.made = given, None
         try:
             output = run(*args, **kwargs)
             self._keeper.keep(place, [part.made for part in parts])
@@ -130,9 +153,10 @@ def kept_inside(
         stack.callback(clock.on_reset(frame.restart))
         stack.callback(attach(denoiser, denoiser, _Root(frame), f"{name}_root"))
         for index, place in enumerate(found):
-            modules = [place.block.get_submodule(path) for path in place.parts]
-            frame.parts.append([_Part(module) for module in modules])
-            for module, part in zip(modules, frame.parts[-1], strict=True):
-                stack.callback(beneath_hooks(module, part))
+            frame.parts.append([])
+            for path in place.parts:
+                part, undo = _stand_in(place.block.get_submodule(path))
+                frame.parts[-1].append(part)
+                stack.callback(undo)
             stack.callback(attach(denoiser, place.block, _Around(frame, index), name))
         return stack.pop_all().close

@@ -62,12 +62,15 @@ class FasterCacheSettings(Settings):
 
 
 def runs(settings: FasterCacheSettings, step: int, total: int) -> bool:
-    """Tell whether attention runs: outside the stretch, at its start, and at every second step."""
+    """Tell whether attention runs: outside the stretch, at its start, and at every second step.
+
+    It runs besides where two outputs are not known yet.
+    """
     if not in_window(settings.start, settings.stop, step, total):
         return True
     first = next(one for one in range(step + 1)
                  if in_window(settings.start, settings.stop, one, total))  # fmt: skip
-    return (step - max(first, _KNOWN - 1)) % 2 == 0 or step < _KNOWN
+    return (step - first) % 2 == 0
 
 
 def drawn_out(outputs: Sequence[Any], weight: float) -> Any:
@@ -103,7 +106,9 @@ def effect(work: Work, settings: FasterCacheSettings, telemetry: Telemetry | Non
     return reusing_attention(work, _reuse(settings).runs, _KNOWN)
 
 
-def observe(settings: FasterCacheSettings, statistics: Statistics, workload: Workload) -> str | None:
+def observe(
+    settings: FasterCacheSettings, statistics: Statistics, workload: Workload
+) -> str | None:
     """Answer a sentence if no attention was reused."""
     return reused_none("faster_cache", settings.start, statistics, "start")
 
