@@ -12,6 +12,7 @@ from planner.case.model import Traits
 from planner.case.noun import Scalar
 from planner.case.workload import Guidance
 from planner.errors import UsageError
+from planner.hooks.attention import KINDS, attention_in, kinds_at
 from planner.hooks.blocks import Segment, denoiser_name, denoiser_of, segments
 
 _ENDS_WITHOUT_TEXT = ("JointTransformerBlock",)
@@ -37,6 +38,7 @@ def traits_of(pipeline: Any) -> Traits:
         blocks=len(blocks),
         cacheable=skippable and _readable(parts),
         skippable=skippable,
+        attention=_attention(module) if parts else (),
         compilable=bool(declared),
         extra_channels=_extra_channels(module.config),
         branches=_branches(_class(pipeline)),
@@ -112,6 +114,12 @@ def _readable(parts: tuple[Segment, ...]) -> bool:
         and not any("temporal" in part.name for part in parts)  # one stream, turned for each list
         and not (type(last).__name__ in _ENDS_WITHOUT_TEXT and last.context_pre_only)
     )
+
+
+def _attention(denoiser: Any) -> tuple[str, ...]:
+    """Return the kinds of attention inside the blocks."""
+    found = {kind for place in attention_in(denoiser) for kind in kinds_at(place)}
+    return tuple(kind for kind in KINDS if kind in found)
 
 
 def _prompt_arguments(pipeline: Any) -> tuple[str, ...]:
