@@ -35,7 +35,8 @@ VARIANTS: dict[str, tuple[Settings, ...]] = {
 """Settings beside the main knob that make methods of their own; one, the defaults, otherwise."""
 
 STACKS: tuple[tuple[str, ...], ...] = (("uncond_cache", "step_mask"),)
-"""Caches that are tried together where they may stand together; the last one has the knob."""
+"""Caches that are tried together where they may stand together; the last one has the knob, in the
+first of its variants."""
 
 
 def planned(graph: Graph, stacks: Sequence[tuple[str, ...]] = STACKS) -> list[Method]:
@@ -49,7 +50,7 @@ def planned(graph: Graph, stacks: Sequence[tuple[str, ...]] = STACKS) -> list[Me
     for names in stacks:
         together = all(name in legal for name in names) and graph.why_not(_plan(names, {})) is None
         if together:
-            found += [_method(graph, names, fixed) for fixed in VARIANTS.get(names[-1], ({},))]
+            found.append(_method(graph, names, VARIANTS.get(names[-1], ({},))[0]))
     return found
 
 

@@ -16,7 +16,7 @@ from planner.tuning.bench.watch import Portrait
 
 CONFIDENCE = 0.95
 SIDES: tuple[Side, ...] = ("ours", "peer", "steps")
-_FAR = 3.0
+_FAR = 2.0
 """Times the loosest level at which one prompt is enough to give a setting up."""
 
 _NO_FASTER = 0.97
