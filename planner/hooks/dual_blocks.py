@@ -11,15 +11,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 from planner.case.noun import Scalar
-from planner.case.work import Operation, Phase, Work
 from planner.errors import UsageError
+from planner.hooks.block_ends import ends
 from planner.hooks.blocks import denoisers_of, segments
-from planner.hooks.branches import CallOrder, Hook, PerBranch, Tally, attach
+from planner.hooks.branches import Hook, Order, PerBranch, Tally, attach
 from planner.hooks.clock import StepClock
-from planner.hooks.reuse import with_residuals
+from planner.hooks.reuse import FEW_STEPS
 
 NAME = "planner_dual_blocks"
 
@@ -31,12 +32,6 @@ DENOISERS = (
     "WanTransformer3DModel", "ZImageTransformer2DModel",
 )  # fmt: skip
 """Classes that give every block of a list the same arguments, so that one module can stand in."""
-
-
-def ends(first: int, last: int, blocks: int) -> tuple[int, int]:
-    """Return how many blocks run at both ends of a list, which may have fewer than are asked."""
-    first = min(first, blocks)
-    return first, min(last, blocks - first)
 
 
 class Listed(NamedTuple):
@@ -96,6 +91,16 @@ def _pattern(block: Any) -> Any:
     return ForwardPattern.Pattern_0 if image_first else ForwardPattern.Pattern_1
 
 
+@cache
+def masked(name: str, steps: int) -> str:
+    """Return cache-dit's mask for a schedule: 1 computed, 0 not; it has none below four steps."""
+    from cache_dit.caching import steps_mask
+
+    if steps < FEW_STEPS and steps not in (4, 6):
+        return "1" * steps
+    return "".join(map(str, steps_mask(mask_policy=name, total_steps=steps)))
+
+
 def dual_blocks(
     pipeline: Any, make: Make, clock: StepClock, statistics: dict[str, Scalar]
 ) -> Callable[[], None]:
@@ -127,7 +132,7 @@ class _Frame:
     """What the denoisers of one call share: contexts by branch, branches by order, the counts."""
 
     def __init__(self, make: Make, clock: StepClock, tally: Tally) -> None:
-        self.clock, self.tally, self.order = clock, tally, CallOrder(clock)
+        self.clock, self.tally, self.order = clock, tally, Order(clock)
         self._make = make
         self._lists: tuple[Listed, ...] = ()
         self._branches = PerBranch(self._fresh, clock)
@@ -240,46 +245,3 @@ def _silent() -> Iterator[None]:
         yield
     finally:
         log.setLevel(level)
-
-
-Place = tuple[str, ...]
-"""A block's list and number in it."""
-
-
-def skipping_between(phase: Phase, first: int, last: int, share: float) -> Phase:
-    """Return the phase whose blocks run at a share of the calls, save those at its lists' ends."""
-    always: set[Place] = set()
-    for blocks in _lists(phase):
-        start, end = ends(first, last, len(blocks))
-        always |= {*blocks[:start], *blocks[len(blocks) - end :]}
-
-    def reused(op: Operation) -> Operation:
-        if not op.block or _place(op) in always:
-            return op
-        return op.model_copy(update={"share": op.share * share})
-
-    return phase.mapped(reused)
-
-
-def holding(work: Work, copies: float) -> Work:
-    """Return the work holding so many residuals of every list that cache-dit makes."""
-    phases = [phase for phase in work.phases if phase.name == "denoise"]
-    own = max((len({_place(op)[0] for op in phase.operations if op.block}) for phase in phases),
-              default=1)  # fmt: skip
-    made = max((len(_lists(phase)) for phase in phases), default=1)
-    return with_residuals(work, copies * made / max(1, own))
-
-
-def _place(op: Operation) -> Place:
-    return tuple(op.path.split(".")[:2])
-
-
-def _lists(phase: Phase) -> list[tuple[Place, ...]]:
-    """Return the blocks of every list that cache-dit makes: it joins the two of FLUX.1."""
-    blocks = tuple(dict.fromkeys(_place(op) for op in phase.operations if op.block))
-    paths = [op.path for op in phase.operations]
-    # HunyuanVideo's lists have the same names and layers, but its text goes through a refiner.
-    if any(p.endswith(".proj_mlp") for p in paths) and not any("refiner" in p for p in paths):
-        return [blocks]
-    names = dict.fromkeys(name for name, *_ in blocks)
-    return [tuple(one for one in blocks if one[0] == name) for name in names]

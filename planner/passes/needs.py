@@ -69,15 +69,17 @@ def on_cuda(name: str, because: str) -> Need:
 
 
 def narrowed(
-    setting: str, telemetry: Telemetry, masks: Callable[[float, Telemetry], Masks]
-) -> dict[str, Domain]:
+    setting: str, telemetry: Telemetry, masks: Callable[[float, Telemetry], Masks],
+    most: float = 10.0,
+) -> dict[str, Domain]:  # fmt: skip
     """Return a threshold's domain from what skips nothing to what skips all that it can.
 
-    `masks` tells which steps a threshold computes; empty where no value changes anything.
+    `masks` tells which steps a threshold computes, and `most` is the largest that it may be;
+    empty where no value changes anything.
     """
 
     def computed(value: float) -> float:
         return sum(mask.count("1") for run in masks(value, telemetry) for mask in run.values())
 
-    found = informative(computed, 1e-4, 10.0)
+    found = informative(computed, 1e-4, most)
     return {} if found is None else {setting: Domain(low=found[0], high=found[1], log=True)}

@@ -165,6 +165,23 @@ def test_what_no_change_decides_is_foretold_to_the_step(
     assert PASS.effect(bench.work, one, None).computed_forwards == executed.stacks
 
 
+@pytest.mark.parametrize("values", [
+    {"threshold": 0.3}, {"threshold": 0.5, "most": 2}, {"threshold": 0.6, "mask": "fast"},
+], ids=lambda values: " ".join(map(str, values.values())))  # fmt: skip
+def test_what_the_first_block_showed_foretells_the_steps(
+    bench: Bench, values: dict[str, Any]
+) -> None:
+    one = settings(**values)
+    with bench.put({NAME: one.model_dump()}) as handle:
+        bench.draw()
+        stats = handle.stats[NAME]
+    assert PASS.masks is not None
+    (foretold,) = PASS.masks(one, bench.telemetry)
+    assert foretold == {"cond": stats["mask_cond"], "uncond": stats["mask_uncond"]}
+    assert 0 < int(stats["reused"]) == 20 - PASS.effect(
+        bench.work, one, bench.telemetry).computed_forwards  # fmt: skip
+
+
 def test_both_ends_of_a_list_keep_their_whole_share_of_the_work(bench: Bench) -> None:
     one = settings(threshold=1.0, bn=1)
     after = PASS.effect(bench.work, one, None)

@@ -11,7 +11,8 @@ from planner.passes import registry
 from planner.passes.caching.mag_cache import MagCacheSettings, mask
 from planner.plans.plan import Plan
 from planner.run.apply import put_on
-from tests.passes.driving import Added, Bench
+from tests.passes.driving import Bench
+from tests.passes.watching import Added
 
 PASS = registry.get("mag_cache")
 FLUX = (

@@ -16,7 +16,8 @@ from planner.passes.caching.tea_cache import TeaCacheSettings, masks, points
 from planner.plans.plan import Plan
 from planner.run.apply import put_on
 from planner.trials.reference import ReferenceCalls
-from tests.passes.driving import Added, Bench, Executed
+from tests.passes.driving import Bench, Executed
+from tests.passes.watching import Added
 
 PASS = registry.get("tea_cache")
 

@@ -8,7 +8,7 @@ steps may be reused at all, or (static) which are. A branch decides for itself.
 When it helps: long schedules of deep models, where neighbouring steps are alike; plans that come
 from cache-dit, SGLang, vLLM-Omni or TensorRT-LLM, whose settings have the same meaning here.
 What it costs: `fn` and `bn` blocks at every step; one scalar read a forward, unless the mask is
-static; two residuals a branch and list, with a calibrator four to ten, and dmd about fifty.
+static; two residuals a branch and list, with a calibrator five or seven, with dmd about fifty.
 When not: 8 steps or fewer (Qwen-Image: 3); `bn` beside a calibrator, which both correct the same
 error; skipped layers of guidance; with ControlNet, VACE or Animate, whose additions between blocks
 a skipped step would add twice; with another cache on the same denoiser.
@@ -18,16 +18,27 @@ TaylorSeer (arXiv 2503.06923), dynamic mode decomposition, FoCa (arXiv 2508.1621
 
 from __future__ import annotations
 
-from functools import cache, partial
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 from planner.case.case import Case
 from planner.case.telemetry import Telemetry
 from planner.case.work import Phase, Work
 from planner.case.workload import Workload
+from planner.hooks.block_ends import holding, skipping_between
 from planner.hooks.clock import StepClock
-from planner.hooks.dual_blocks import DENOISERS, Listed, dual_blocks, holding, skipping_between
-from planner.hooks.reuse import DISTURBED, FEW_STEPS, nothing_between, reused_none
+from planner.hooks.dual_blocks import DENOISERS, Listed, dual_blocks, masked
+from planner.hooks.recorder import Forward
+from planner.hooks.reuse import (
+    DISTURBED,
+    FEW_STEPS,
+    Masks,
+    computed_share,
+    nothing_between,
+    reused_none,
+    steps_of,
+)
 from planner.passes.base import (
     Context,
     Domain,
@@ -41,6 +52,9 @@ from planner.passes.base import (
     Undo,
     knob,
 )
+from planner.passes.needs import narrowed
+
+Change = Callable[[int, int], float] | None
 
 
 class DualBlockCacheSettings(Settings):
@@ -74,16 +88,6 @@ class DualBlockCacheSettings(Settings):
         "dynamic", "whether the mask's other steps are compared (dynamic) or reused (static)",
         choices=("dynamic", "static"),
     )  # fmt: skip
-
-
-@cache
-def masked(name: str, steps: int) -> str:
-    """Return cache-dit's mask for a schedule: 1 computed, 0 not; it has none below four steps."""
-    from cache_dit.caching import steps_mask
-
-    if steps < FEW_STEPS and steps not in (4, 6):
-        return "1" * steps
-    return "".join(map(str, steps_mask(mask_policy=name, total_steps=steps)))
 
 
 def _mask(settings: DualBlockCacheSettings, steps: int, first: int) -> str | None:
@@ -128,77 +132,74 @@ def _calibrator(settings: DualBlockCacheSettings, one: Listed) -> Any:
 
 def apply(pipeline: Any, settings: DualBlockCacheSettings, context: Context) -> Undo:
     """Put cache-dit's blocks on the denoisers. Raises `UsageError` where a cache is on already."""
-    make = _maker(settings, context.clock)
-    return dual_blocks(pipeline, make, context.clock, context.statistics)
+    return dual_blocks(pipeline, _maker(settings, context.clock), context.clock,
+                       context.statistics)  # fmt: skip
+
+
+def probe(forward: Forward) -> Any:
+    """Return what the first block added to the image tokens: what is compared where `fn` is 1."""
+    return forward.first
 
 
 def decided(
-    settings: DualBlockCacheSettings, steps: int, first: int, last: int,
-    changes: tuple[float, ...] | None = None,
-) -> str | None:  # fmt: skip
+    settings: DualBlockCacheSettings, steps: int, first: int, last: int, change: Change = None
+) -> str | None:
     """Return the mask that the rule chooses from step `first` to `last` of a schedule.
 
-    `changes` are the relative changes from step to step of a recorded schedule; with another
-    number of steps, a step's change is that of the stretch it covers. None where a step depends
-    on changes and they are not known.
+    `change` tells by how much a step differs from an earlier one. None where the rule would have
+    to know that and it is not told.
     """
-    mask, found, gathered = _mask(settings, steps, first), "", 0.0
+    mask, found = _mask(settings, steps, first), ""
     warm = settings.warmup if mask is None else min(settings.warmup, len(mask.partition("0")[0]))
     for step in range(last - first):
-        if changes and step:
-            wider = (len(changes) + 1) / steps
-            at = round((first + step - 0.5) * wider - 0.5)
-            gathered += wider * changes[max(0, min(len(changes) - 1, at))]
-        runs = step == 0 or step < warm or (mask is not None and mask[step] == "1")
+        runs: bool | None = step == 0 or step < warm or (mask is not None and mask[step] == "1")
         if not runs and (mask is None or settings.policy == "dynamic"):
-            compared = _compared(settings, found, gathered if changes else None)
-            if compared is None:
-                return None
-            runs = compared
+            runs = _compared(settings, found, change)
+        if runs is None:
+            return None
         found += "1" if runs else "0"
-        gathered = 0.0 if runs else gathered
     return found
 
 
-def _compared(settings: DualBlockCacheSettings, found: str, gathered: float | None) -> bool | None:
+def _compared(settings: DualBlockCacheSettings, found: str, change: Change) -> bool | None:
     """Tell whether a step that may be reused is computed; None where only a change would tell."""
-    row = len(found) - len(found.rstrip("0"))
-    if (settings.most and row >= settings.most) or settings.threshold <= 0:
+    computed = found.rindex("1")
+    if settings.most and len(found) - 1 - computed >= settings.most:
         return True
-    if settings.threshold >= 1:
-        return False
-    return None if gathered is None else gathered >= settings.threshold
+    if not 0 < settings.threshold < 1:
+        return settings.threshold <= 0
+    return None if change is None else not change(len(found), computed) < settings.threshold
+
+
+def masks(settings: DualBlockCacheSettings, telemetry: Telemetry) -> Masks:
+    """Return the steps at which the middle blocks would run in the recorded calls."""
+    steps = telemetry.steps
+    return [{branch: decided(settings, steps, 0, steps, series.change) or ""
+             for branch, series in seen.items()}
+            for seen in telemetry.series("dual_block_cache")]  # fmt: skip
 
 
 def effect(work: Work, settings: DualBlockCacheSettings, telemetry: Telemetry | None) -> Work:
     """Lower the share of the middle blocks; exact for static masks and thresholds of 0 and 1.
 
-    Else telemetry of the whole stack's residual stands in for the first blocks', its changes
-    added up since the last computed step; without it only what is held is sure. An expert that
-    takes over begins anew.
+    Else telemetry of the first block's residual tells it, which is that of the first `fn` blocks
+    where they are one; without it only what is held is sure. Of two experts, each of which begins
+    anew, telemetry knows nothing.
     """
-    names = [phase.branch or "single" for phase in work.phases if phase.name == "denoise"]
-    calls = [round(phase.calls) for phase in work.phases if phase.name == "denoise"]
-    each = list(zip(names, calls, strict=True))
-    totals = {name: sum(count for one, count in each if one == name) for name in names}
-    begun = dict.fromkeys(names, 0)
+    steps, begun = steps_of(work), dict[str | None, int]()
+    names = [phase.branch for phase in work.phases if phase.name == "denoise"]
+    share_of = computed_share(masks(settings, telemetry.at(steps)) if telemetry else ())
 
     def cached(phase: Phase) -> Phase:
         if phase.name != "denoise":
             return phase
-        name = phase.branch or "single"
-        first, begun[name] = begun[name], begun[name] + round(phase.calls)
-        mask = decided(settings, totals[name], first, begun[name], _changes(telemetry).get(name))
-        share = mask.count("1") / len(mask) if mask else 1.0
-        return skipping_between(phase, settings.fn, settings.bn, share)
+        first, last = (begun.get(phase.branch, 0) + calls for calls in (0, round(phase.calls)))
+        begun[phase.branch] = last
+        mask, alone = decided(settings, steps, first, last), names.count(phase.branch) == 1
+        share = mask.count("1") / len(mask) if mask else share_of(phase) if alone else None
+        return phase if share is None else skipping_between(phase, settings.fn, settings.bn, share)
 
     return holding(work.mapped(cached), 1 + _held(settings))
-
-
-def _changes(telemetry: Telemetry | None) -> dict[str, tuple[float, ...]]:
-    """Return by branch how the residual changed from step to step in the first recorded call."""
-    runs = telemetry.series("residual") if telemetry else ()
-    return {branch: series.changes() for branch, series in runs[0].items()} if runs else {}
 
 
 def _held(settings: DualBlockCacheSettings) -> int:
@@ -219,20 +220,18 @@ def observe(
 
 
 def narrow(case: Case, telemetry: Telemetry | None) -> dict[str, Domain]:
-    """Return what blocks and steps allow, and thresholds up to three computed steps in all."""
+    """Return what blocks and steps allow, and the thresholds at which something changes."""
     blocks, steps = case.model.traits.blocks, case.workload.steps
-    most, warm = max(2, min(16, blocks // 2)), max(2, min(12, steps // 2))
+    whole = partial(Domain, low=1, step=1, integer=True)
     found = {
-        "fn": Domain(low=1, high=most, step=1, integer=True),
+        "fn": whole(high=max(2, min(16, blocks // 2))),
         "bn": Domain(choices=tuple(one for one in (0, 1, 2, 4, 8) if one <= blocks // 4)),
-        "warmup": Domain(low=1, high=warm, step=1, integer=True),
+        "warmup": whole(high=max(2, min(12, steps // 2))),
     }
-    changes = max(_changes(telemetry).values(), key=len, default=())
-    if changes and max(changes) > 0:
-        low = min(0.5, max(min(changes) / 2, max(changes) / 1000))
-        high = min(1.0, max(sum(changes) / 3, 2 * low))
-        found["threshold"] = Domain(low=low, high=high, log=True)
-    return found
+    if telemetry is None:
+        return found
+    return found | narrowed("threshold", telemetry.at(steps), lambda value, seen: masks(
+        DualBlockCacheSettings(threshold=value, warmup=1), seen), most=1.0)  # fmt: skip
 
 
 def unfit(case: Case, settings: DualBlockCacheSettings) -> str | None:
@@ -257,21 +256,17 @@ def _known_denoiser(case: Case) -> str | None:
 
 def _enough_steps(case: Case) -> str | None:
     least = 4 if case.model.traits.denoiser_class.startswith("QwenImage") else FEW_STEPS + 1
-    steps = case.workload.steps
-    if steps >= least:
-        return None
-    return f"dual_block_cache needs at least {least} steps; this call has {steps}"
+    said = f"dual_block_cache needs at least {least} steps; this call has {case.workload.steps}"
+    return said if case.workload.steps < least else None
 
 
 def _every_layer(case: Case) -> str | None:
     skipped = case.workload.call.get("skip_guidance_layers")
-    if not skipped:
-        return None
-    return f"dual_block_cache needs every block called; skip_guidance_layers is {skipped}"
+    said = f"dual_block_cache needs every block called; skip_guidance_layers is {skipped}"
+    return said if skipped else None
 
 
 _SOURCE = "vipshop/cache-dit 1.5.3"
-_FEW = "reuse fails at 8 steps and fewer, not on Qwen-Image-Lightning at 4: cache-dit's benchmarks"
 
 PASS = Pass(
     name="dual_block_cache",
@@ -285,10 +280,12 @@ PASS = Pass(
     needs=(
         Need(_known_denoiser, f"{_SOURCE}: block adapters; each class was run here"),
         Need(nothing_between("dual_block_cache"), DISTURBED),
-        Need(_enough_steps, _FEW),
+        Need(_enough_steps, f"{_SOURCE}: with few steps its benchmarks hold for Qwen-Image alone"),
         Need(_every_layer, "diffusers SD3Transformer2DModel: skip_layers counts blocks"),
     ),
     effect=effect,
+    probe=probe,
+    masks=masks,
     apply=apply,
     observe=observe,
     narrow=narrow,
