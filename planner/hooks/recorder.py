@@ -52,6 +52,7 @@ class Recorder:
         self._first: list[Any] = [None, None]
         self._seen: tuple[Any, ...] = (None, None, None)
         self._added: Any = None
+        self._watches_blocks = False
 
     def __enter__(self) -> Recorder:
         with ExitStack() as stack:
@@ -63,6 +64,7 @@ class Recorder:
                 first = None
             else:
                 stack.callback(watched.detach)
+                self._watches_blocks = True
             if first is not None:
                 stack.callback(attach(self._denoiser, first, _First(self._first), "planner_first"))
             stack.callback(Whole(self._denoiser, self, self._clock, "planner_record").detach)
@@ -81,10 +83,14 @@ class Recorder:
         self._added = image_residual(added)
 
     def around(self, branch: str, run: Run, args: Any, kwargs: Any) -> Any:
-        """Run the denoiser, and keep what probes see, its latents, output and residual."""
+        """Run the denoiser, and keep what probes see, its latents, output and residual.
+
+        A forward that a pass beneath answers, so that no block runs, is none.
+        """
         self._seen, self._added, self._first[:] = (None, None, None), None, [None, None]
         output = run(*args, **kwargs)
-        if self._clock.running:
+        ran = self._seen[0] is not None or not self._watches_blocks
+        if self._clock.running and ran:
             self._keep(branch, args, kwargs, output)
         return output
 
