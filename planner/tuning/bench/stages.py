@@ -19,8 +19,8 @@ SIDES: tuple[Side, ...] = ("ours", "peer", "steps")
 _FAR = 2.0
 """Times the loosest level at which one prompt is enough to give a setting up."""
 
-_NO_FASTER = 0.97
-"""Share of an untouched call above which a setting saves nothing."""
+_SLOW = 0.5
+"""Share of an untouched call above which a setting is too slow to be the best at any level."""
 
 _ABOVE = 1.3
 """How far a bound lies above the mean, where too few prompts were rendered for one."""
@@ -93,7 +93,7 @@ def _all_computed(desk: Desk, seen: Portrait) -> bool:
 def measure_grid(desk: Desk, methods: Sequence[Method]) -> None:
     """Measure every method's grid, one setting of each in turn, so that load spares nobody.
 
-    A setting that its first prompt shows to be far off, or no faster, gets no other prompts.
+    A setting that its first prompt shows to be far off, or slow, gets no other prompts.
     """
     grids = [(method, grid(method.domain, desk.scale.points)) for method in methods]
     prompts, far = desk.search[: desk.scale.prompts], _FAR * max(desk.scale.levels)
@@ -101,7 +101,7 @@ def measure_grid(desk: Desk, methods: Sequence[Method]) -> None:
         desk.progress.tick("grid", place, desk.scale.points, "")
         for method, value in ((one, values[place]) for one, values in grids if place < len(values)):
             first = desk.point(method, value, prompts[:1])
-            if first is not None and first.lpips <= far and first.share <= _NO_FASTER:
+            if first is not None and first.lpips <= far and first.share <= _SLOW:
                 desk.point(method, value, prompts)
     desk.close_bracket()
 
