@@ -39,8 +39,10 @@ def _layout(tokens: Any, kwargs: Any) -> tuple[int, int, int]:
         return first[0], first[1], first[2]
     if ids is not None:
         places = ids[0] if ids.dim() == 3 else ids
-        rows, columns = (int(places[:, axis].max()) + 1 for axis in (1, 2))
-        return max(1, tokens.shape[1] // (rows * columns)), rows, columns
+        latents = places[places[:, 0] == places[0, 0], 1:3]  # images that condition bear another
+        low, high = latents.aminmax(dim=0)
+        rows, columns = map(int, (high - low + 1).tolist())
+        return len(latents) // (rows * columns), rows, columns
     said = [kwargs.get(name) for name in ("num_frames", "height", "width")]
     if None not in said:
         return said[0], said[1], said[2]
