@@ -38,7 +38,8 @@ class Forward(NamedTuple):
 
 
 Probe = Callable[[Forward], Any]
-"""Returns the tensor that a cache looks at in this forward, tokens × width in its last two."""
+"""Returns the tensor that a cache looks at in this forward, tokens × width in its last two; None
+where this forward does not show it."""
 
 
 class Recorder:

@@ -136,10 +136,13 @@ def _grow(graph: Graph, stack: Stack, rung: list[Pass], level: int) -> list[Stac
 def _alone(
     graph: Graph, base: Stack, rungs: list[list[Pass]], levels: int
 ) -> Iterator[Stack]:
-    """Yield the base with each single pass at each of its seeds: one may need no company."""
+    """Yield each single pass at each of its seeds, beside what of the base it can stand with."""
     for level in range(levels):
         for one in (one for rung in rungs for one in rung if one.name not in base):
-            stack = base | {one.name: _seed(one, level)}
+            stack = {name: base[name] for name in graph.required} | {one.name: _seed(one, level)}
+            for name, settings in base.items():
+                if _is_legal(graph, grown := stack | {name: settings}):
+                    stack = grown
             if _is_legal(graph, stack):
                 yield stack
 

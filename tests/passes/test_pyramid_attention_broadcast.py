@@ -26,7 +26,7 @@ from tests.cases import TRAITS, flux_case
 from tests.passes.driving import Bench, traces
 from tests.passes.parts import Products, attention_ran, flops, put_inside, said
 from tests.test_families import FAMILIES, denoiser
-from tests.test_two_experts import case_of_experts, two_experts
+from tests.tiny import WAN_CALL, tiny_case, tiny_wan
 
 PASS = registry.get("pyramid_attention_broadcast")
 NAME = "pyramid_attention_broadcast"
@@ -184,8 +184,8 @@ def test_a_branch_that_resumes_computes_first(bench: Bench) -> None:
 
 
 def test_two_experts_each_keep_their_own_and_the_effect_knows() -> None:
-    pipe = two_experts()
-    case = case_of_experts(pipe)
+    pipe = tiny_wan(experts=2)
+    case = tiny_case(pipe, WAN_CALL)
     steps = case.workload.model_copy(update={"call": case.workload.call | {
         "num_inference_steps": 12}})  # fmt: skip
     case = case.model_copy(update={"workload": steps})

@@ -139,7 +139,9 @@ def apply(pipeline: Any, settings: TeaCacheSettings, context: Context) -> Undo:
 
 
 def probe(forward: Forward) -> Any:
-    """Return the indicator: the first block's modulated input."""
+    """Return the indicator, the first block's modulated input; None where no block was called."""
+    if forward.block is None:
+        return None
     return modulated_input(forward.block, forward.block_args, forward.block_kwargs)
 
 
