@@ -20,8 +20,8 @@ from planner.tuning.space import space
 from tests.cases import flux_case
 from tests.source import PACKAGE, ROOT
 
-COMMANDS = {"check", "diff", "doctor", "generate", "graph", "init", "lpips", "passes", "plan",
-            "predict", "schema", "show", "trace", "tune", "verify"}  # fmt: skip
+COMMANDS = {"bench", "check", "diff", "doctor", "generate", "graph", "init", "lpips", "passes",
+            "plan", "predict", "schema", "show", "trace", "tune", "verify"}  # fmt: skip
 TINY = ("tests.tiny:tiny_flux", "--steps", "10")
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from planner.errors import UsageError
-from planner.hooks.blocks import Form, beneath_hooks, denoiser_of, segments
+from planner.hooks.beneath import beneath_hooks
+from planner.hooks.blocks import Form, denoiser_of, segments
 from planner.hooks.branches import Hook, PerBranch, Tally, attach
 from planner.hooks.changes import MOST, relative_change
 from planner.hooks.clock import StepClock

@@ -18,7 +18,7 @@ from planner.case.noun import Scalar
 from planner.errors import UsageError
 from planner.hooks.block_ends import ends
 from planner.hooks.blocks import denoisers_of, segments
-from planner.hooks.branches import CallOrder, Hook, PerBranch, Tally, attach
+from planner.hooks.branches import Hook, Order, PerBranch, Tally, attach
 from planner.hooks.clock import StepClock
 from planner.hooks.reuse import FEW_STEPS
 
@@ -132,7 +132,7 @@ class _Frame:
     """What the denoisers of one call share: contexts by branch, branches by order, the counts."""
 
     def __init__(self, make: Make, clock: StepClock, tally: Tally) -> None:
-        self.clock, self.tally, self.order = clock, tally, CallOrder(clock)
+        self.clock, self.tally, self.order = clock, tally, Order(clock)
         self._make = make
         self._lists: tuple[Listed, ...] = ()
         self._branches = PerBranch(self._fresh, clock)

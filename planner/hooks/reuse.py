@@ -18,18 +18,31 @@ FEW_STEPS = 8
 """At this many steps or fewer, neighbouring steps differ too much to stand in for each other."""
 
 _ADDS_BETWEEN = ("ControlNet", "VACE", "Animate")
+_READS_BETWEEN = ("Animate",)
 
 
 def nothing_between(name: str) -> Condition:
-    """Return the need that nothing is added between blocks: a skipped step would add it twice."""
+    """Return the need that nothing is added between blocks: a skipped step would add it twice.
 
-    def _nothing_between(case: Case) -> str | None:
-        added = [word for word in _ADDS_BETWEEN if word in case.model.pipeline]
-        if not added:
-            return None
-        return f"{name} needs an undisturbed block stack; {added[0]} adds between blocks"
+    Passes on `blocks.Stack` do not have it: what they keep is what the blocks alone have added.
+    """
+    needed = f"{name} needs an undisturbed block stack"
+    return lambda case: _found(_ADDS_BETWEEN, case, needed, "adds between blocks")
 
-    return _nothing_between
+
+def nothing_read_between(name: str) -> Condition:
+    """Return the need that what is added between blocks does not depend on what they add.
+
+    A skipped step adds what the whole stack has added at its beginning.
+    """
+    needed = f"{name} needs a block stack that is read at its end only"
+    return lambda case: _found(_READS_BETWEEN, case, needed, "reads it between blocks")
+
+
+def _found(words: tuple[str, ...], case: Case, needed: str, does: str) -> str | None:
+    kind = f"{case.model.pipeline} {case.model.traits.denoiser_class}"
+    word = next((word for word in words if word in kind), None)
+    return None if word is None else f"{needed}; {word} {does}"
 
 
 def known_blocks(name: str) -> Condition:
@@ -39,8 +52,9 @@ def known_blocks(name: str) -> Condition:
         traits = case.model.traits
         if traits.skippable:
             return None
-        blocks = ", ".join(traits.block_classes) or traits.denoiser_class
-        return f"{name} needs blocks that diffusers has registered; {blocks} are not"
+        found = ", ".join(traits.block_classes)
+        had = f"{found} are not" if found else f"{traits.denoiser_class} has none"
+        return f"{name} needs blocks that diffusers has registered; {had}"
 
     return _known_blocks
 
@@ -58,14 +72,17 @@ def long_enough(name: str) -> Condition:
 
 
 DISTURBED = "measured: relative error 0.26 on a Flux with ControlNet samples"
-"""What adding between blocks does to a skipped step."""
+"""What a residual of the whole stack does to a skipped step where something is added between."""
+
+READ = "diffusers WanAnimateTransformer3DModel.forward: face_adapter(hidden_states, motion_vec)"
+"""Where what is added between blocks depends on them."""
 
 
 def whole_steps(name: str) -> tuple[tuple[Condition, str], ...]:
     """Return what skipping the whole block stack needs, each condition with its source."""
     return (
         (known_blocks(name), "diffusers.hooks TransformerBlockRegistry"),
-        (nothing_between(name), DISTURBED),
+        (nothing_read_between(name), READ),
         (long_enough(name), "interactions R14: step caches off at 8 steps and fewer"),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from planner.hooks.branches import CallOrder, Hook, attach
+from planner.hooks.branches import Hook, Order, attach
 from planner.hooks.clock import StepClock
 
 Run = Callable[..., Any]
@@ -49,7 +49,7 @@ class Whole:
     """
 
     def __init__(self, denoiser: Any, rule: Rule, clock: StepClock, name: str) -> None:
-        order = CallOrder(clock)
+        order = Order(clock)
         self._undo = [clock.on_reset(order.restart)]
         self._undo.append(attach(denoiser, denoiser, _Around(rule, order), name))
 
@@ -60,7 +60,7 @@ class Whole:
 
 
 class _Around(Hook):
-    def __init__(self, rule: Rule, order: CallOrder) -> None:
+    def __init__(self, rule: Rule, order: Order) -> None:
         super().__init__()
         self._rule, self._order = rule, order
 

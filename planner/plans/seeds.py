@@ -48,7 +48,7 @@ def seeds(graph: Graph, case: Case, goal: Goal) -> tuple[Plan, ...]:
     rungs = [_members(graph, goal, family) for family in _families(goal)]
     slow = [_members(graph, goal, family) for family in SLOW_TO_PUT_ON]
     boldest = max((len(one.seeds) for rung in rungs for one in rung), default=1)
-    leading = [_leaders(rung) for rung in rungs]
+    leading = [_leaders(graph, rung) for rung in rungs]
     stacks = [
         *_climb(graph, base, rungs),
         *_alone(graph, base, [*leading, *slow], boldest),
@@ -92,12 +92,12 @@ def _climb(graph: Graph, base: Stack, rungs: list[list[Pass]]) -> Iterator[Stack
     for rung in rungs:
         grown = [new for stack in stacks for new in _grow(graph, stack, rung, 0)]
         yield from grown
-        led = {one.name for one in rung} - {one.name for one in _leaders(rung)}
+        led = {one.name for one in rung} - {one.name for one in _leaders(graph, rung)}
         stacks = [stack for stack in grown if not led & stack.keys()] or stacks
 
 
-def _leaders(rung: list[Pass]) -> list[Pass]:
-    """Return a rung without the passes that another one stands for, since both claim one thing.
+def _leaders(graph: Graph, rung: list[Pass]) -> list[Pass]:
+    """Return a rung without the passes that another one stands for, since no plan takes both.
 
     What is fitted to the model stands for what is not, then what draws an image whatever its
     neighbours, then what need not call the denoiser, then what has fewer settings to search.
@@ -108,8 +108,10 @@ def _leaders(rung: list[Pass]) -> list[Pass]:
         return (not fitted, not one.batch_invariant, one.around is None,
                 len(one.settings.model_fields), one.name)  # fmt: skip
 
+    apart = {frozenset((clash.a, clash.b)) for clash in graph.clashes
+             if clash.always and clash.verdict == "breaks"}  # fmt: skip
     return [one for one in rung
-            if not any(rank(other) < rank(one) and set(other.owns) & set(one.owns)
+            if not any(rank(other) < rank(one) and frozenset((other.name, one.name)) in apart
                        for other in rung)]  # fmt: skip
 
 

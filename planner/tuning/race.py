@@ -13,6 +13,7 @@ from math import inf, sqrt
 from statistics import fmean, stdev
 
 from planner.case.goal import Goal
+from planner.case.hit_rate import by_pass, reused
 from planner.case.noun import Noun
 from planner.case.outcome import Failed, Measured, Outcome
 from planner.case.prompts import Prompt, Sample, by_call
@@ -123,6 +124,7 @@ def _measured(
         first_call_seconds=put.first_call_seconds,
         apply_seconds=put.apply_seconds,
         statistics=samples[-1].statistics,
+        hit_rates=by_pass([reused(sample.statistics) for sample in samples]),
         stopped_early=lost,
     )
 

@@ -2,7 +2,8 @@
 
 What it does: diffusers' own First Block Cache: the first block always runs; if what it adds
 differs from the last computed step's by less than the threshold, the other blocks are skipped and
-what they added then is added again.
+what they added then is added again. Branches that the pipeline does not name are named here, by
+their order within the step.
 When it helps: long schedules (28 steps and more) of deep models, where neighbouring steps are
 alike; needs no calibration.
 What it costs: one scalar read a forward, two residuals of memory a branch. There is no warm-up, no
@@ -23,6 +24,7 @@ from planner.case.workload import Workload
 from planner.hooks.blocks import denoiser_of, segments
 from planner.hooks.branches import Hook, Tally, attach, drop_empty_registry
 from planner.hooks.clock import StepClock
+from planner.hooks.contexts import named_calls
 from planner.hooks.recorder import Forward
 from planner.hooks.reuse import (
     DISTURBED,
@@ -70,64 +72,88 @@ class _Observer(Hook):
         self._seen: dict[str, int] = {}
 
     def restart(self) -> None:
+        self._leader.state_manager.reset()
         self._seen.clear()
         self._tally.restart()
 
     def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        # A branch that resumes after skipped steps must not reuse what is several steps old.
+        # A branch that resumes after skipped steps must not reuse what is several steps old, and
+        # outside a pipeline call nobody says how old it is.
         last = self._seen.get(self.branch)
-        if last is not None and self._clock.step > last + 1:
+        if not self._clock.running or (last is not None and self._clock.step > last + 1):
             self._leader.state_manager._state_cache.pop(self.branch, None)
         self._seen[self.branch] = self._clock.step
         return args, kwargs
 
     def post_forward(self, module: Any, output: Any) -> Any:
-        state = self._leader.state_manager.get_state()
-        self._tally.add(self.branch, computed=bool(state.should_compute))
+        if self._clock.running:
+            state = self._leader.state_manager.get_state()
+            self._tally.add(self.branch, computed=bool(state.should_compute))
         return output
 
 
 def apply(pipeline: Any, settings: FirstBlockCacheSettings, context: Context) -> Undo:
-    """Enable diffusers' cache and an observer around its leading hook."""
-    from diffusers import FirstBlockCacheConfig
+    """Enable diffusers' cache, an observer around its leading hook, and names for every call."""
     from diffusers.hooks.first_block_cache import _FBC_LEADER_BLOCK_HOOK
 
     denoiser = denoiser_of(pipeline)
     blocks = [block for part in segments(denoiser) for block in part.blocks]
-    try:
-        denoiser.enable_cache(FirstBlockCacheConfig(threshold=settings.threshold))
-    except BaseException:
-        _clear(blocks)  # the library may have put its hooks on some blocks already
-        raise
+    take_off = _put_on(denoiser, blocks, settings.threshold)
     leader = blocks[0]._diffusers_hook.get_hook(_FBC_LEADER_BLOCK_HOOK)
     observer = _Observer(leader, Tally(context.statistics, context.clock), context.clock)
-    detach = attach(denoiser, blocks[0], observer, "planner_first_block_cache")
+    undo = [
+        take_off,
+        attach(denoiser, blocks[0], observer, "planner_first_block_cache"),
+        named_calls(denoiser, context.clock, "planner_first_block_cache"),
+        context.clock.on_reset(observer.restart),
+    ]
 
-    def restart() -> None:
-        leader.state_manager.reset()
-        observer.restart()
+    def undo_all() -> None:
+        while undo:
+            undo.pop()()
 
-    stop = context.clock.on_reset(restart)
+    return undo_all
 
-    def undo() -> None:
-        stop()
-        detach()
-        denoiser.disable_cache()
-        for block in blocks:
-            drop_empty_registry(block)
 
-    return undo
+def _put_on(denoiser: Any, blocks: list[Any], threshold: float) -> Undo:
+    """Put the library's hooks on, also where the denoiser has no `enable_cache`."""
+    from diffusers import FirstBlockCacheConfig
+    from diffusers.hooks import apply_first_block_cache
+
+    config, theirs = FirstBlockCacheConfig(threshold=threshold), _hooks(blocks)
+    mixed = hasattr(denoiser, "enable_cache")
+    try:
+        if mixed:
+            denoiser.enable_cache(config)
+        else:
+            apply_first_block_cache(denoiser, config)
+    except BaseException:
+        if not theirs:  # the library may have put its hooks on some blocks already
+            _clear(blocks)
+        raise
+
+    def take_off() -> None:
+        if mixed:
+            denoiser.disable_cache()
+        _clear(blocks)
+
+    return take_off
+
+
+def _hooks(blocks: list[Any]) -> list[tuple[Any, str]]:
+    """Return the library's hooks on blocks, each as its registry and its name there."""
+    from diffusers.hooks.first_block_cache import _FBC_BLOCK_HOOK, _FBC_LEADER_BLOCK_HOOK
+
+    registries = [vars(block).get("_diffusers_hook") for block in blocks]
+    return [(one, name) for one in registries if one is not None
+            for name in (_FBC_LEADER_BLOCK_HOOK, _FBC_BLOCK_HOOK) if name in one.hooks]  # fmt: skip
 
 
 def _clear(blocks: list[Any]) -> None:
-    """Take the library's hooks off blocks where it did not get as far as its own clean-up."""
-    from diffusers.hooks.first_block_cache import _FBC_BLOCK_HOOK, _FBC_LEADER_BLOCK_HOOK
-
+    """Take the library's hooks off blocks, and what its registries leave behind."""
+    for registry, name in _hooks(blocks):
+        registry.remove_hook(name, recurse=False)
     for block in blocks:
-        registry = vars(block).get("_diffusers_hook")
-        for name in (_FBC_LEADER_BLOCK_HOOK, _FBC_BLOCK_HOOK):
-            if registry is not None and name in registry.hooks:
-                registry.remove_hook(name, recurse=False)
         drop_empty_registry(block)
 
 
@@ -197,16 +223,15 @@ def observe(
 
 
 def _cacheable(case: Case) -> str | None:
-    if case.model.traits.cacheable:
+    traits = case.model.traits
+    if traits.cacheable:
         return None
-    blocks = ", ".join(case.model.traits.block_classes) or case.model.traits.denoiser_class
-    return f"first_block_cache needs blocks that diffusers has registered; {blocks} are not"
-
-
-def _named_branches(case: Case) -> str | None:
-    if case.model.traits.branches:
-        return None
-    return f"first_block_cache needs cache_context; {case.model.pipeline} sets none"
+    found = ", ".join(traits.block_classes)
+    if traits.skippable:
+        return ("first_block_cache needs blocks that take hidden_states and all return the same "
+                f"streams; {found} do not")  # fmt: skip
+    had = f"{found} are not" if found else f"{traits.denoiser_class} has none"
+    return f"first_block_cache needs blocks that diffusers has registered; {had}"
 
 
 _SOURCE = "diffusers.hooks.first_block_cache"
@@ -222,7 +247,6 @@ PASS = Pass(
     owns=("denoiser.step_reuse",),
     needs=(
         Need(_cacheable, _SOURCE),
-        Need(_named_branches, "huggingface/diffusers#12760: No cache context is set"),
         Need(nothing_between("first_block_cache"), DISTURBED),
         Need(long_enough("first_block_cache"), _FEW),
         one_denoiser("first_block_cache"),

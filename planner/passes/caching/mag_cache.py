@@ -7,8 +7,8 @@ row. Which steps these are is known before the run.
 When it helps: long schedules in which the ratio stays near one (FLUX, Wan); latency is the same for
 every prompt, and the host waits for nothing.
 What it costs: one residual of memory a branch; a reference run for each schedule and precision.
-When not: schedules whose ratios are far from one; 8 steps or fewer; with ControlNet, VACE or
-Animate, whose additions between blocks a skipped step would add twice.
+When not: schedules whose ratios are far from one; 8 steps or fewer; with Animate, whose face
+adapters read the stream between blocks.
 Source: MagCache (Ma et al. 2025, arXiv 2506.09045). diffusers' own MagCache takes its blocks out
 of compiled graphs; this one leaves them there.
 """

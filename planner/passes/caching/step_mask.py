@@ -12,7 +12,8 @@ the output is forecast any denoiser will do, U-Nets too, and a skipped step cost
 What it costs: one or two outputs (residuals) of memory a branch; reference runs, again after a
 change of steps, precision or scheduler.
 When not: order 1 on quantized layers, whose noise a line draws out; prompts that differ much in
-when their images change; 8 steps or fewer.
+when their images change; 8 steps or fewer; a residual with Animate, whose face adapters read the
+stream between blocks.
 Source: static schedules as in SmoothCache (arXiv 2411.10510) and the step masks of cache-dit;
 forecasts as in TaylorSeer (arXiv 2503.06923). Finding the steps by dynamic programming over the
 residuals' inner products is planner's own.
@@ -128,10 +129,11 @@ def chosen(artifact: Artifact, settings: StepMaskSettings) -> str:
 
     Raises `TrialFailed` where the artifact was made for other settings.
     """
-    known: list[str] = artifact["masks"].get(_key(settings), [])
+    masks: dict[str, list[str]] = artifact.get("masks", {})
+    known = masks.get(_key(settings), [])
     if not known:
         raise TrialFailed(f"step_mask has no masks for {_key(settings)}", stage="apply",
-                          value=", ".join(artifact["masks"]),
+                          value=", ".join(masks),
                           way_out="calibrate it with these settings")  # fmt: skip
     wanted = computed_steps(settings, len(known[0]))
     return min(known, key=lambda one: abs(one.count("1") - wanted))
@@ -211,6 +213,8 @@ def neighbours(
 
     Those that telemetry expects to be nearest come first.
     """
+    if not (artifact or settings.mask):
+        return []
     mask = settings.mask or chosen(artifact, settings)
     moved = []
     for step in (i for i, one in enumerate(mask) if one == "1" and i):

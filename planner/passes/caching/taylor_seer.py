@@ -6,8 +6,7 @@ When it helps: long schedules at high speed-ups, where reuse alone would blur.
 What it costs: one residual of memory a branch and order, besides the last one. Nothing is
 calibrated, nothing compared; latency does not depend on the prompt.
 When not: intervals so long that the line leaves the trajectory (order 2 sooner than order 1); 8
-steps or fewer; with ControlNet, VACE or Animate, whose additions between blocks a skipped step
-would add twice.
+steps or fewer; with Animate, whose face adapters read the stream between blocks.
 Source: TaylorSeer (Liu et al. 2025, arXiv 2503.06923), in the form that forecasts the whole stack's
 residual and not every module's: m + 1 tensors instead of m + 1 for each module.
 """

@@ -11,8 +11,8 @@ left-out points best; unlike the paper's it is kept from falling, and goes on in
 the fitted range, since a polynomial says nothing there. One that was published for this very
 checkpoint may be asked for: it needs no reference run, and its size is added, whatever its sign.
 What it costs: the calibration run, one scalar read a forward, two residuals of memory a branch.
-When not: 8 steps or fewer; with ControlNet, VACE or Animate, whose additions between blocks a
-skipped step would add twice; with another cache; coefficients of another checkpoint.
+When not: 8 steps or fewer; with another cache; coefficients of another checkpoint; with Animate,
+whose face adapters read the stream between blocks.
 Source: Liu et al. 2024 (TeaCache), arXiv 2411.19108, equations 4 to 7.
 """
 
@@ -35,10 +35,10 @@ from planner.hooks.gate import Gate, pinned
 from planner.hooks.modulation import INDICATORS, modulated_input
 from planner.hooks.recorder import Forward
 from planner.hooks.reuse import (
-    DISTURBED,
+    READ,
     computed_share,
     long_enough,
-    nothing_between,
+    nothing_read_between,
     reused_none,
     skipping_steps,
     steps_of,
@@ -229,7 +229,7 @@ PASS = Pass(
     owns=("denoiser.step_reuse",),
     needs=(
         Need(_known_blocks, _SOURCE),
-        Need(nothing_between("tea_cache"), DISTURBED),
+        Need(nothing_read_between("tea_cache"), READ),
         Need(long_enough("tea_cache"), _FEW),
         one_denoiser("tea_cache"),
     ),

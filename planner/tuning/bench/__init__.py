@@ -1,0 +1,1 @@
+"""Compares planner's caches with those of other libraries on one pipeline."""
