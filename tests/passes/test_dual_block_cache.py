@@ -11,7 +11,8 @@ from planner.plans.graph import build
 from planner.plans.plan import Plan
 from planner.run.apply import LeavesCaseWarning, put_on
 from tests.passes.driving import Bench, Executed, declared_bench, traces
-from tests.test_two_experts import case_of_experts, draw, two_experts
+from tests.test_two_experts import draw
+from tests.tiny import WAN_CALL, tiny_case, tiny_wan
 
 NAME = "dual_block_cache"
 PASS = registry.get(NAME)
@@ -66,8 +67,8 @@ def test_a_mask_is_that_of_the_call_s_own_steps(bench: Bench) -> None:
 
 
 def test_two_experts_are_both_cached_and_the_second_begins_anew() -> None:
-    pipe = two_experts()
-    untouched, case = draw(pipe), case_of_experts(pipe)
+    pipe = tiny_wan(experts=2)
+    untouched, case = draw(pipe), tiny_case(pipe, WAN_CALL)
     one = settings(threshold=1.0, warmup=1)
     with put_on(pipe, Plan.of({NAME: one.model_dump()}), case) as handle:
         cached = draw(pipe)
@@ -137,10 +138,7 @@ def test_what_cannot_be_cached_here_is_said_with_the_reason(bench: Bench) -> Non
 
 
 def test_two_experts_may_be_cached_by_it_alone() -> None:
-    case = case_of_experts(two_experts())
-    longer = case.workload.model_copy(update={"call": case.workload.call | {
-        "num_inference_steps": 20}})  # fmt: skip
-    graph = build(case.model_copy(update={"workload": longer}))
+    graph = build(tiny_case(tiny_wan(experts=2), WAN_CALL, num_inference_steps=20))
     assert NAME in {one.name for one in graph.legal}
 
 
