@@ -21,7 +21,8 @@ from tests.cases import flux_case
 from tests.source import PACKAGE, ROOT
 
 COMMANDS = {"bench", "check", "diff", "doctor", "generate", "graph", "init", "lpips", "passes",
-            "plan", "predict", "schema", "show", "trace", "tune", "verify"}  # fmt: skip
+            "plan", "predict", "profile", "schema", "show", "trace", "tune",
+            "verify"}  # fmt: skip
 TINY = ("tests.tiny:tiny_flux", "--steps", "10")
 
 

@@ -19,7 +19,7 @@ from planner.passes.base import Family, Fidelity, Pass
 from planner.plans.graph import Graph
 from planner.plans.plan import Plan
 
-MOST = 18
+MOST = 24
 """The most seeds that are returned: more would leave a short search nothing to learn with."""
 
 LADDER = (

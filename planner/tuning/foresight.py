@@ -244,19 +244,20 @@ def _seconds(work: Work, speeds: Speeds) -> float:
 
 
 def _still(work: Work, cache: str) -> Telemetry:
-    """Return the telemetry of a call in which no step changes anything that a cache looks at."""
+    """Return the telemetry of a call whose latents move, and nothing else that a cache sees."""
     steps = steps_of(work)
     rows = tuple((0.0,) * step for step in range(steps))
     series = Series(sizes=(1.0,) * steps, apart=rows, ratios=(1.0,) * max(0, steps - 1),
                     products=tuple((1.0,) * (step + 1) for step in range(steps)))  # fmt: skip
-    names = ("latents", "output", "residual", cache)
+    moving = series.model_copy(update={"apart": tuple((1.0,) * step for step in range(steps))})
+    seen = dict.fromkeys(("output", "residual", cache), series) | {"latents": moving}
     branches = {phase.branch or SINGLE for phase in work.phases if phase.name == "denoise"}
-    run = {branch: dict.fromkeys(names, series) for branch in sorted(branches)}
+    run = {branch: seen for branch in sorted(branches)}
     return Telemetry(places=tuple(float(step) for step in range(steps)), runs=(run,))
 
 
 def _reused(work: Work, still: Work, share: float) -> Work:
-    """Return the work whose block stack runs at a share of the denoiser's calls.
+    """Return the work whose denoiser, or block stack, runs at a share of the calls.
 
     `still` is what the cache leaves where nothing changes: what it runs even then, such as the
     block that it watches, runs at every call.
@@ -267,6 +268,8 @@ def _reused(work: Work, still: Work, share: float) -> Work:
         return op if runs else op.model_copy(update={"share": op.share * share})
 
     def cached(phase: Phase, least: Phase) -> Phase:
+        if least.calls < phase.calls:
+            return phase.model_copy(update={"calls": phase.calls * share})
         pairs = zip(phase.operations, least.operations, strict=True)
         return phase.model_copy(update={"operations": tuple(less(*pair) for pair in pairs)})
 

@@ -211,9 +211,9 @@ def neighbours(
 ) -> list[dict[str, Scalar]]:
     """Return every mask in which one computed step lies one or two steps earlier or later.
 
-    Those that telemetry expects to be nearest come first.
+    Those that telemetry expects to be nearest come first. None where nothing was calibrated.
     """
-    if not (artifact or settings.mask):
+    if not settings.mask and _key(settings) not in artifact.get("masks", {}):
         return []
     mask = settings.mask or chosen(artifact, settings)
     moved = []
