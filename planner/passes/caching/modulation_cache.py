@@ -133,6 +133,8 @@ class _Modulation:
             self._report()
 
     def _report(self) -> None:
+        # What is reused depends on the calls before: there is no rate to expect of one.
+        self._statistics.pop("hit_rate", None)
         self._statistics.update(kept_bytes=self._kept.bytes, contents=len(self._kept),
                                 dropped=self._dropped)  # fmt: skip
 
