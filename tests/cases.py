@@ -16,6 +16,7 @@ TRAITS = Traits(
     blocks=12,
     cacheable=True,
     skippable=True,
+    attention=("spatial",),
     compilable=True,
     branches=("cond", "uncond"),
     prompt_arguments=("prompt", "prompt_2", "device"),

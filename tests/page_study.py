@@ -213,7 +213,8 @@ class Fake:
             mask = "".join("1" if i < 3 or i % every == 0 else "0" for i in range(steps))
             used = mask[: round(0.8 * steps)] if "guidance_interval" in of else mask
             found["tea_cache"] = {
-                "computed": mask.count("1"), "reused": mask.count("0"), "mask_cond": mask,
+                "computed": mask.count("1"), "reused": mask.count("0"),
+                "hit_rate": mask.count("0") / len(mask), "mask_cond": mask,
                 "mask_uncond": used,
             }  # fmt: skip
         return found

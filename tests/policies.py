@@ -15,6 +15,7 @@ from planner.case.evidence import (
     Quantity,
 )
 from planner.case.goal import Goal
+from planner.case.hit_rate import HitRate
 from planner.case.model import Component, Model, Traits
 from planner.case.workload import Workload
 from planner.plans.plan import Plan
@@ -81,7 +82,7 @@ def some_evidence(certified: bool = True) -> Evidence:
         memory_tuned=Quantity(value=(1 << 30) + 4096, upper=(1 << 30) + 4096, unit="bytes"),
         load_seconds=1.25, apply_seconds=0.031, first_call_seconds=2.2, pays_off_after_images=1,
         statistics={"tea_cache": {"computed": 22, "reused": 18}},
-        expected_hit_rates={"tea_cache": (0.4, 0.5)},
+        hit_rates={"tea_cache": HitRate(value=0.45, low=0.4, high=0.5, calls=32)},
         certificate=certificate if certified else None,
         protocol="whole pipeline calls: candidate and untouched call alternate", trials=41,
     )  # fmt: skip

@@ -21,7 +21,8 @@ from tests.cases import flux_case
 from tests.source import PACKAGE, ROOT
 
 COMMANDS = {"bench", "check", "diff", "doctor", "generate", "graph", "init", "lpips", "passes",
-            "plan", "predict", "schema", "show", "trace", "tune", "verify"}  # fmt: skip
+            "plan", "predict", "profile", "schema", "show", "trace", "tune",
+            "verify"}  # fmt: skip
 TINY = ("tests.tiny:tiny_flux", "--steps", "10")
 
 
@@ -125,6 +126,7 @@ def test_passes_are_listed_in_plan_order_with_needs(capsys: pytest.CaptureFixtur
     shown = [line.split()[0] for line in lines[1:] if line and line[0] not in " `"]
     assert shown == [one.name for one in registry.all_passes()]
     assert any("needs guidance in a second forward" in line for line in lines)
+    assert not any("lambda" in line for line in lines), "needs are named after what they ask"
 
 
 def test_one_family_can_be_listed_as_json(capsys: pytest.CaptureFixture[str]) -> None:

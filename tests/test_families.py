@@ -18,6 +18,7 @@ from planner.hooks.blocks import Stack, segments
 from planner.hooks.clock import StepClock
 from planner.prediction.inputs import Asked, builder_for
 from planner.prediction.latents import Latent
+from planner.run.traits import traits_of
 
 HEADS: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 16}
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -85,12 +86,18 @@ class Again:
         self.added = added
 
 
-def denoiser(name: str) -> tuple[Any, Callable[[], torch.Tensor]]:
-    """A small denoiser, and a call of it with the same random arguments every time."""
+def randomly(make: Callable[[], Any]) -> Any:
+    """What is made, with random weights: some begin at zero, which would hide the blocks."""
     torch.manual_seed(0)
-    module = getattr(diffusers, name)(**FAMILIES[name]).eval().requires_grad_(False)
-    for weight in module.parameters():  # some begin at zero, which would hide the blocks
+    module = make().eval().requires_grad_(False)
+    for weight in module.parameters():
         torch.nn.init.normal_(weight, std=0.2)
+    return module
+
+
+def denoiser(name: str) -> tuple[Any, Callable[..., torch.Tensor]]:
+    """A small denoiser, and a call of it with the same random arguments every time, and more."""
+    module = randomly(lambda: getattr(diffusers, name)(**FAMILIES[name]))
     latent = Latent(frames=FRAMES.get(name, 1), height=8, width=8)
     asked = Asked(module.config, latent, text=8, batch=1, dtype=torch.float32)
 
@@ -103,8 +110,8 @@ def denoiser(name: str) -> tuple[Any, Callable[[], torch.Tensor]]:
 
     arguments = tree_map(real, builder_for(name).arguments(asked))
 
-    def call() -> torch.Tensor:
-        output = module(**arguments, return_dict=False)[0]
+    def call(**more: Any) -> torch.Tensor:
+        output = module(**arguments, **more, return_dict=False)[0]
         return output[0] if isinstance(output, list) else output
 
     return module, call
@@ -144,6 +151,27 @@ def test_what_the_stack_added_added_again_gives_the_same_output(name: str) -> No
     assert torch.allclose(reused, untouched, rtol=1e-3, atol=1e-4)
     stack.detach()
     assert torch.equal(call(), untouched)
+
+
+@pytest.mark.filterwarnings("ignore:In CPU autocast")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_diffusers_first_block_cache_works_where_the_traits_say_so(name: str) -> None:
+    from diffusers.hooks import FirstBlockCacheConfig, apply_first_block_cache
+    from diffusers.models.cache_utils import CacheMixin
+
+    module, call = denoiser(name)
+    traits, untouched = traits_of(SimpleNamespace(transformer=module)), call()
+    assert traits.skippable
+    apply_first_block_cache(module, FirstBlockCacheConfig(threshold=1e6))
+    with CacheMixin.cache_context(module, "cond"), counted(module) as ran:
+        if not traits.cacheable:
+            with pytest.raises((TypeError, ValueError)):
+                call()
+            return
+        computed, full = call(), len(ran)
+        reused = call()
+    assert torch.equal(computed, untouched) and len(ran) == full + 1, "the first block runs"
+    assert torch.allclose(reused, untouched, rtol=1e-3, atol=1e-4)
 
 
 def test_every_family_of_the_catalogue_that_has_registered_blocks_is_here() -> None:

@@ -89,6 +89,19 @@ def test_a_conditional_clash_depends_on_the_settings_of_both() -> None:
     assert graph.why_not(plan_of(a={"amount": 0.9}, b={"amount": 0.9})) is not None
 
 
+def test_one_cache_a_denoiser_of_steps_or_of_attention() -> None:
+    passes = [a_pass("pab", owns=("denoiser.attention_reuse",)),
+              a_pass("tea", owns=("denoiser.step_reuse",)), a_pass("other")]  # fmt: skip
+    graph = build(flux_case(), passes)
+    said = graph.why_not(plan_of(pab={}, tea={}))
+    assert said is not None and said.startswith(
+        "pab counts on attention that tea does not run at the steps it skips"
+    )
+    assert said.endswith("one cache a denoiser (diffusers CacheMixin.enable_cache and "
+                         "TensorRT-LLM VisualGen take one cache at a time)")  # fmt: skip
+    assert graph.stacks() == (("other", "pab"), ("other", "tea"))
+
+
 def test_pairwise_legal_stacks_are_found_among_many_clashes() -> None:
     passes = [a_pass("a", owns=("x",)), a_pass("b", owns=("x", "y")), a_pass("c", owns=("y",))]
     assert build(flux_case(), passes).stacks() == (("a", "c"), ("b",))

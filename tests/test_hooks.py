@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from planner.errors import UsageError
-from planner.hooks.blocks import Form, beneath_hooks, denoiser_of, segments
+from planner.hooks.beneath import beneath_hooks
+from planner.hooks.blocks import Form, denoiser_of, segments
 from planner.hooks.branches import Hook, PerBranch, Tally, attach
-from planner.hooks.changes import MOST, modulated_input, relative_change
+from planner.hooks.changes import MOST, relative_change
 from planner.hooks.clock import StepClock
 from planner.hooks.curve import Curve, fit
 from tests.passes.driving import leftovers, shared_bench
@@ -135,8 +136,6 @@ def test_models_without_blocks_or_denoiser_are_refused_by_name() -> None:
     with pytest.raises(UsageError, match="object has no denoiser") as caught:
         denoiser_of(object())
     assert "transformer or unet" in caught.value.way_out
-    with pytest.raises(UsageError, match="modulated input of Linear is not known"):
-        modulated_input(torch.nn.Linear(1, 1), (), {})
 
 
 def test_streams_survive_a_round_trip_through_a_blocks_form() -> None:

@@ -82,7 +82,8 @@ def test_a_budget_below_what_one_step_takes_says_the_floor(capsys: Shown) -> Non
 
 def test_a_format_that_takes_longer_is_no_rung_where_all_fits_without_it(capsys: Shown) -> None:
     found = planned(capsys, "sdxl", "--target", "t4", "--budget", "20s")
-    assert [rung["name"] for rung in found["rungs"]] == ["untouched", "steps"]
+    assert [rung["name"] for rung in found["rungs"]] == ["untouched", "cache", "steps"]
+    assert found["rungs"][1]["passes"] == {"deep_cache": {"interval": 3}}
     assert sum(found["floor"].values()) == pytest.approx(found["floor_seconds"])
 
 

@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
-HEAVY = {"torch", "diffusers", "transformers", "optuna", "networkx", "matplotlib", "lpips", "scipy"}
+HEAVY = {
+    "torch", "diffusers", "transformers", "cache_dit", "optuna", "networkx", "matplotlib", "lpips",
+    "scipy",
+}  # fmt: skip
 
 
 def loaded(code: str) -> set[str]:

@@ -9,6 +9,7 @@ import pytest
 
 from planner.case.evidence import Evidence
 from planner.case.goal import Goal
+from planner.case.hit_rate import HitRate
 from planner.cli.main import run
 from planner.plans.plan import Plan
 from planner.policy.file import document, dump, read_policy, schema, write_policy
@@ -58,6 +59,7 @@ def test_show_explains_a_policy(path: Path, capsys: pytest.CaptureFixture[str]) 
         "(at most 5.3s, half of all calls within ±2.1%)",
         "holds while the untouched pipeline renders in at most 5.24s here",
         "mean LPIPS 0.0712, bound 0.0843, n 32",
+        "reuse     tea_cache 45.0% (40.0% to 50.0%) of forwards, from 32 calls\n",
         "one-sided bounds on unseen prompts; 32 unseen prompts, alpha 0.05",
         "pays off after 1 image\n",
         "certified",
@@ -144,10 +146,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     fields = some_evidence().model_dump()
     fields["latency"]["ratio"] = {"value": 1e-6, "upper": 1e-6, "unit": "ratio"}
+    fields["hit_rates"] = {
+        "guidance_interval": {"value": 0.125, "low": 0.125, "high": 0.125, "calls": 32},
+    }
     path = tmp_path_factory.mktemp("tiny") / "tiny.yaml"
     write_policy(a_policy(
         case=tiny_case(tiny_flux(), num_inference_steps=6), artifacts={},
-        plan=Plan.of({"steps": {"num_inference_steps": 4}}),
+        plan=Plan.of({"steps": {"num_inference_steps": 4}, "guidance_interval": {"stop": 0.7}}),
         evidence=Evidence.model_validate(fields),
     ), path)  # fmt: skip
     return path
@@ -186,6 +191,22 @@ def test_generate_says_in_one_line_what_lies_outside_the_envelope(
     assert line.startswith("warning: ") and "measured with 999 threads" in line
 
 
+def test_generate_says_in_one_line_what_is_reused_instead_of_what_was_expected(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evidence = read_policy(tiny).evidence
+    assert evidence is not None
+    rates = {"guidance_interval": HitRate(value=0.3, low=0.2, high=0.4, calls=32)}
+    other = read_policy(tiny).model_copy(
+        update={"evidence": evidence.model_copy(update={"hit_rates": rates})}
+    )
+    write_policy(other, tmp_path / "other.yaml")
+    words = ["generate", "--policy", str(tmp_path / "other.yaml"), "--prompt", "a", *MODEL]
+    assert run([*words, "--out", str(tmp_path / "x.png")]) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert "guidance_interval reused 12.5% of its forwards; the policy expects 20.0% to" in line
+
+
 def test_generate_imports_no_function_on_a_policys_word(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -218,4 +239,5 @@ def test_verify_prints_what_it_found(tiny: Path, capsys: pytest.CaptureFixture[s
     assert run(words) == 0  # one round shows no drift
     said = capsys.readouterr().out
     assert "ratio to the untouched call" in said and "(stated: 1e-06, at most 1e-06)" in said
+    assert "  guidance_interval reuses 12.5% of its forwards here; the policy expects 12.5%" in said
     assert "mean LPIPS over 1 images" in said and "nothing drifted in 1 rounds" in said

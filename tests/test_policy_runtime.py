@@ -215,9 +215,9 @@ def test_checking_a_policy_needs_no_torch(tmp_path: Path) -> None:
         "heavy = {'torch', 'diffusers', 'transformers', 'numpy', 'optuna', 'networkx', 'scipy'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
         "others = {m for m in sys.modules if m.startswith('planner.passes.')} - {\n"
-        "    'planner.passes.base', 'planner.passes.registry', 'planner.passes.sampling',\n"
-        "    'planner.passes.caching', 'planner.passes.sampling.steps',\n"
-        "    'planner.passes.caching.tea_cache'}\n"
+        "    'planner.passes.base', 'planner.passes.needs', 'planner.passes.registry',\n"
+        "    'planner.passes.sampling', 'planner.passes.sampling.steps',\n"
+        "    'planner.passes.caching', 'planner.passes.caching.tea_cache'}\n"
         "assert not others, others\n",
         path,
     )

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from planner.case.evidence import Evidence
+from planner.case.hit_rate import HitRate
 from planner.case.prompts import Prompt
 from planner.errors import UsageError
 from planner.plans.plan import Plan
@@ -27,7 +28,7 @@ def policy_stating(pipe: Any, ratio: float, lpips: float) -> Policy:
     """Return a policy of two steps that claims this ratio and mean LPIPS."""
     stated = some_evidence().model_dump()
     stated["latency"]["ratio"] = {"value": ratio, "upper": ratio, "unit": "ratio"}
-    stated["expected_hit_rates"] = {}
+    stated["hit_rates"] = None
     stated["latency"]["holds_while_baseline_within"] = 1000.0
     stated["lpips"]["mean"] = {"value": lpips, "upper": lpips, "unit": "LPIPS"}
     case = tiny_case(pipe, num_inference_steps=6)
@@ -47,21 +48,23 @@ def test_a_policy_that_keeps_its_word_has_not_drifted(pipe: Any) -> None:
     assert found.as_json()["ratio"]["drifted"] is False
 
 
-def test_a_cache_that_reuses_other_than_expected_is_named_and_no_drift(pipe: Any) -> None:
-    policy = policy_stating(pipe, ratio=100.0, lpips=1.9)
-    case = tiny_case(pipe, num_inference_steps=10)
+@pytest.mark.parametrize("low, high, named", [(0.85, 0.95, False), (0.95, 1.0, True)])
+def test_what_a_cache_reuses_is_told_beside_what_was_expected_and_is_no_drift(
+    pipe: Any, low: float, high: float, named: bool
+) -> None:
+    stated = policy_stating(pipe, ratio=100.0, lpips=1.9).file.evidence
+    assert stated is not None
+    expected = {"first_block_cache": HitRate(value=0.9, low=low, high=high, calls=32)}
     plan = Plan.of({"first_block_cache": {"threshold": 1.0}})
-    for low, named in ((0.0, False), (1.0, True)):
-        evidence = policy.file.evidence
-        assert evidence is not None
-        stated = evidence.model_copy(
-            update={"expected_hit_rates": {"first_block_cache": (low, 1.0)}}
-        )
-        file = a_policy(case=case, plan=plan, artifacts={}, evidence=stated)
-        found = verify(Policy(file, policy.path), pipe, PROMPTS[:2], rounds=1)
-        assert found.drifted == () and bool(found.unexpected) is named
-    assert found.unexpected[0].startswith("first_block_cache reuses ")
-    assert found.unexpected[0].endswith("the policy expects 100% to 100%")
+    file = a_policy(case=tiny_case(pipe, num_inference_steps=10), plan=plan, artifacts={},
+                    evidence=stated.model_copy(update={"hit_rates": expected}))  # fmt: skip
+    found = verify(Policy(file, Path("2s.yaml")), pipe, PROMPTS[:2], rounds=1)
+    said = found.hit_rates["first_block_cache"]
+    assert (said.value, said.low, said.high) == (0.9, 0.9, 0.9)
+    assert found.as_json()["hit_rates"]["first_block_cache"]["expected_low"] == low
+    assert found.drifted == () and found.unexpected == ((
+        "first_block_cache reuses 90.0% of its forwards here; the policy expects 95.0% to 100.0%",
+    ) if named else ())  # fmt: skip
 
 
 def test_a_policy_that_claims_too_much_has_drifted(pipe: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from planner.case.goal import Goal
 from planner.case.outcome import Failed, Measured, Outcome
 from planner.case.prompts import Prompt, Sample
 from planner.errors import UsageError
@@ -121,6 +122,25 @@ def test_no_request_of_a_trial_may_take_longer_than_is_left(tmp_path: Path) -> N
     machine.calls.clear()
     race.run(WINNER, limits, left=20.0)
     assert all(call["deadline"] <= 20.0 for call in machine.calls) and len(machine.calls) == 3
+
+
+def test_a_trial_tells_what_each_of_its_calls_reused(tmp_path: Path) -> None:
+    machine: Any = Machine(tmp_path)
+    counted = iter([{"tea_cache": {"hit_rate": i / 10, "reused": i}} for i in range(6)])
+    render = machine.render
+
+    def counting(which: str, *how: Any, **more: Any) -> list[Sample]:
+        drawn = render(which, *how, **more)
+        seen = {"statistics": next(counted)} if which == "candidate" else {}
+        return [sample.model_copy(update=seen) for sample in drawn]
+
+    machine.render = counting
+    race = Race(machine, split().search, lambda plan: {}, lambda plan, artifacts: None)
+    goal = Goal(max_lpips=0.1)
+    outcome = race.run(WINNER, Limits(goal=goal, reference_seconds=REFERENCE, spread=0.02))
+    assert isinstance(outcome, Measured)
+    assert outcome.hit_rates == {"tea_cache": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)}
+    assert outcome.statistics == {"tea_cache": {"hit_rate": 0.5, "reused": 5}}
 
 
 class Races:

@@ -6,71 +6,23 @@ from typing import Any
 import pytest
 import torch
 
-from planner.case.case import Case
 from planner.case.device import Device
-from planner.case.workload import Workload
 from planner.hooks.linear import layers
 from planner.passes import registry
 from planner.plans.graph import build
 from planner.plans.plan import Plan
 from planner.run.apply import put_on
-from planner.run.pipeline import PipelineSource, case_of
 from planner.tuning.target import case_on
 from tests.passes.driving import traces
-from tests.tiny import _tokenizers
+from tests.tiny import WAN_CALL, tiny_case, tiny_wan
 
-CALL: dict[str, Any] = {
-    "height": 16, "width": 16, "num_frames": 1, "num_inference_steps": 4, "guidance_scale": 3.0,
-    "max_sequence_length": 8, "negative_prompt": "",
-}  # fmt: skip
 EXPERTS = ("transformer", "transformer_2")
 BOTH = ("compile_blocks", "fp8_dynamic", "int8_dynamic", "int8_weight")
 
 
-def two_experts() -> Any:
-    """A WanPipeline whose second transformer takes over at 0.9 of the noise."""
-    from diffusers import (
-        AutoencoderKLWan,
-        FlowMatchEulerDiscreteScheduler,
-        WanPipeline,
-        WanTransformer3DModel,
-    )
-    from transformers import UMT5Config, UMT5EncoderModel
-
-    torch.manual_seed(0)
-    _, tokenizer = _tokenizers()
-
-    def expert() -> Any:
-        return WanTransformer3DModel(
-            patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=16, in_channels=4,
-            out_channels=4, text_dim=32, freq_dim=16, ffn_dim=64, num_layers=3, rope_max_seq_len=32,
-        )  # fmt: skip
-
-    encoder = UMT5EncoderModel(UMT5Config(
-        vocab_size=len(tokenizer), d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2,
-    ))  # fmt: skip
-    vae = AutoencoderKLWan(
-        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
-        temperal_downsample=[False, True, True], latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
-    )  # fmt: skip
-    pipe = WanPipeline(
-        tokenizer=tokenizer, text_encoder=encoder, vae=vae, transformer=expert(),
-        transformer_2=expert(), scheduler=FlowMatchEulerDiscreteScheduler(), boundary_ratio=0.9,
-    )  # fmt: skip
-    for part in (encoder, vae, pipe.transformer, pipe.transformer_2):
-        part.eval().requires_grad_(False)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def case_of_experts(pipe: Any) -> Case:
-    source = PipelineSource(model="tests.test_two_experts:two_experts")
-    return case_of(pipe, source, Workload(call=CALL, prompts="0" * 64))
-
-
 def draw(pipe: Any) -> torch.Tensor:
     generator = torch.Generator("cpu").manual_seed(0)
-    call = {} if hasattr(type(pipe), "_planner_handle") else CALL
+    call = {} if hasattr(type(pipe), "_planner_handle") else WAN_CALL
     drawn: torch.Tensor = pipe("a red star", generator=generator, output_type="latent",
                                **call).frames  # fmt: skip
     return drawn
@@ -78,7 +30,7 @@ def draw(pipe: Any) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def shared() -> Any:
-    return two_experts()
+    return tiny_wan(experts=2)
 
 
 @pytest.fixture
@@ -106,7 +58,7 @@ def test_both_experts_run_in_one_call(pipe: Any) -> None:
 @pytest.mark.parametrize("name", BOTH)
 def test_a_pass_is_on_both_experts_and_off_again(pipe: Any, name: str) -> None:
     untouched = draw(pipe)
-    with put_on(pipe, Plan.of({name: {}}), case_of_experts(pipe), {}) as handle:
+    with put_on(pipe, Plan.of({name: {}}), tiny_case(pipe, WAN_CALL), {}) as handle:
         changed = draw(pipe)
         found = handle.stats[name]
     assert found["blocks" if name == "compile_blocks" else "layers"] == (
@@ -121,7 +73,7 @@ def test_a_pass_is_on_both_experts_and_off_again(pipe: Any, name: str) -> None:
 def test_modelopts_layers_stand_in_both_experts_and_leave(pipe: Any) -> None:
     untouched = draw(pipe)
     plan = Plan.of({"int8_weight": {"library": "modelopt"}})
-    with put_on(pipe, plan, case_of_experts(pipe), {}):
+    with put_on(pipe, plan, tiny_case(pipe, WAN_CALL), {}):
         for name in EXPERTS:
             expert = getattr(pipe, name)
             kinds = {type(m).__name__ for m in expert.blocks.modules()}

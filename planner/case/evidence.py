@@ -1,5 +1,6 @@
 """What supports a policy: figures with their bounds, n and protocol."""
 
+from planner.case.hit_rate import HitRate, Interval
 from planner.case.noun import Noun, Scalar
 
 
@@ -60,6 +61,8 @@ class Evidence(Noun):
 
     `load_seconds` is what the pipeline takes to load, `apply_seconds` and `first_call_seconds`
     what the plan adds at start-up; after `pays_off_after_images` images it has earned them back.
+    `statistics` is what passes counted in the last call, `hit_rates` what those that reuse
+    forwards did over all calls; `expected_hit_rates` is what older files state in their place.
     """
 
     latency: Latency
@@ -71,10 +74,17 @@ class Evidence(Noun):
     first_call_seconds: float
     pays_off_after_images: int | None = None
     statistics: dict[str, dict[str, Scalar]] = {}
-    expected_hit_rates: dict[str, tuple[float, float]] = {}
+    hit_rates: dict[str, HitRate] | None = None
+    expected_hit_rates: dict[str, Interval] | None = None
     certificate: Certificate | None = None
     protocol: str
     trials: int
+
+    @property
+    def reuse(self) -> dict[str, Interval]:
+        """Return by pass what share of its forwards a call should reuse."""
+        stated = {name: (rate.low, rate.high) for name, rate in (self.hit_rates or {}).items()}
+        return stated or dict(self.expected_hit_rates or {})
 
 
 class Expected(Noun):

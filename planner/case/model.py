@@ -19,8 +19,11 @@ class Traits(Noun):
     """What passes ask about a pipeline's structure.
 
     `denoiser` is the component that is called at every step; `block_classes` its repeated
-    blocks, `blocks` how many of them; `cacheable` whether diffusers has registered those blocks
-    for its caches, and `skippable` whether what their stack adds can be kept and added again;
+    blocks, `blocks` how many of them; `skippable` whether diffusers has registered those blocks,
+    so that what their stack adds can be kept and added again, and `cacheable` whether diffusers'
+    own block caches can as well;
+    `extra_channels` how many more the denoiser takes than it returns (an image to begin with);
+    `attention` the kinds of attention in the blocks (spatial, cross, temporal);
     `branches` the names given to `cache_context`, in calling order;
     `prompt_arguments` what its `encode_prompt` takes, none where it has no such method.
     """
@@ -31,7 +34,9 @@ class Traits(Noun):
     blocks: int = 0
     cacheable: bool = False
     skippable: bool = False
+    attention: tuple[str, ...] = ()
     compilable: bool = False
+    extra_channels: int = 0
     branches: tuple[str, ...] = ()
     prompt_arguments: tuple[str, ...] = ()
 

@@ -13,7 +13,8 @@ class Measured(Noun):
     `seconds` are steady whole-call times; `ratios` are candidate over the untouched call timed
     next to it; `lpips` one distance a prompt, in prompt order (empty: rejected on latency before
     quality was looked at); `memory_bytes` the peak of the process or device; `statistics` what
-    passes observed (computed steps, hit rates, quantized layers) as pass name → counters.
+    passes observed in the last call (computed steps, quantized layers) as pass name → counters;
+    `hit_rates` the share of forwards that each counting pass reused, call by call.
     """
 
     kind: Literal["measured"] = "measured"
@@ -24,6 +25,7 @@ class Measured(Noun):
     first_call_seconds: float = 0.0
     apply_seconds: float = 0.0
     statistics: dict[str, dict[str, Scalar]] = {}
+    hit_rates: dict[str, tuple[float, ...]] = {}
     stopped_early: str | None = None
 
 

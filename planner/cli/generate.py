@@ -44,12 +44,14 @@ def command(
 
     from planner.policy.generate import generate
     from planner.run.devices.cpu import use_threads_of
+    from planner.run.expected import UnexpectedReuseWarning
     from planner.run.pipeline import load_pipeline
 
     use_threads_of(policy.file.case.device)
     pipe = load_pipeline(source)
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", PolicyWarning)
+        for kind in (PolicyWarning, UnexpectedReuseWarning):
+            warnings.simplefilter("always", kind)
         stats = generate(policy, pipe, prompt, seed, out)
     for warning in caught:
         say(f"warning: {warning.message}")

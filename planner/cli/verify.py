@@ -37,7 +37,7 @@ def command(
     """Render with and without the policy, side by side, and say what drifted.
 
     A ratio or a mean LPIPS has drifted where a lower bound of the new figure is above the bound
-    that the policy states. A cache that reuses more or less than expected is named, no more.
+    that the policy states. A cache that reuses more or less than expected is marked, no more.
 
     Exit codes: 0 nothing drifted, 2 usage, 4 something drifted, 5 the policy does not fit,
     6 invalid file.
@@ -73,8 +73,8 @@ def _print(found: Verified) -> None:
     click.echo(f"  untouched call {found.baseline_seconds:.3g} s" + _within(found.holds))
     for difference in found.outside:
         click.echo(f"  outside: {difference}")
-    for rate in found.unexpected:
-        click.echo(f"  unexpected: {rate}")
+    for name, reuse in found.hit_rates.items():
+        click.echo(f"  {'unexpected: ' if reuse.unexpected else ''}{name} {reuse}")
     for drift in found.drifted:
         click.echo(f"  drifted: {drift}")
     if not found.drifted:

@@ -93,6 +93,32 @@ def drop_empty_registry(module: Any) -> None:
         del module.forward
 
 
+class Order:
+    """Tells the calls of one step apart by their order, where a pipeline names no branches.
+
+    The first is "single", the second "single_2". Guidance that is left out at some steps leaves
+    out a later call: diffusers' pipelines call the conditional branch first.
+    """
+
+    def __init__(self, clock: StepClock) -> None:
+        self._clock, self._at, self._calls = clock, -1, 0
+
+    def restart(self) -> None:
+        """Begin another pipeline call."""
+        self._at = -1
+
+    def name(self) -> str:
+        """Return the name of the call that is beginning."""
+        if self._at != self._clock.step:
+            self._at, self._calls = self._clock.step, 0
+        self._calls += 1
+        return SINGLE if self._calls == 1 else f"{SINGLE}_{self._calls}"
+
+    def branch(self, hook: Hook) -> str:
+        """Return the branch of the call that is beginning, by the pipeline's name or by order."""
+        return self.name() if hook.branch == SINGLE else hook.branch
+
+
 class PerBranch(Generic[S]):
     """State by branch; one that resumes after skipped steps starts from a fresh state."""
 

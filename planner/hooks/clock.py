@@ -46,6 +46,16 @@ class StepClock:
             self._levels = self._read_levels()
         return self._levels[self.step] if self.step < len(self._levels) else float(self.step)
 
+    @property
+    def level(self) -> float:
+        """Return the part of noise in the latents, one at most: without levels, of steps to go."""
+        if self._levels is None:
+            self._levels = self._read_levels()
+        if self.step >= len(self._levels):
+            return 1.0 - self.step / max(1, self.total)
+        found = self._levels[self.step]
+        return found / (1.0 + found) if self._levels[0] > 1.0 + 1e-6 else found
+
     def _read_levels(self) -> tuple[float, ...]:
         sigmas = getattr(self._scheduler, "sigmas", None)
         if sigmas is None or not self.total:

@@ -1,13 +1,36 @@
-"""A polynomial fitted to few points, safe to evaluate: never negative, never falling."""
+"""Polynomials made safe to evaluate: fitted to few points, or published without their range."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 HIGHEST_DEGREE = 4
 _KNOTS = 65
+
+Rescaling = Callable[[float], float]
+"""From an indicator's change to how much the residual is expected to change."""
+
+
+def polynomial(coefficients: Sequence[float], x: float) -> float:
+    """Return the value at x; the coefficient of the highest power comes first."""
+    value = 0.0
+    for coefficient in coefficients:
+        value = value * x + coefficient
+    return value
+
+
+def magnitude(coefficients: Sequence[float]) -> Rescaling:
+    """Return |P|, for a polynomial that was published without the range it was fitted on.
+
+    TeaCache's authors add P itself, which turns negative outside that range: there a change would
+    be taken off the sum, and let steps be reused all the longer. |P| is P where that is positive,
+    and grows with the change where P falls away; nothing is said of where it is right. Clamped at
+    zero, a change too large for the polynomial would count as none. Source: TensorRT-LLM
+    VisualGen and ComfyUI-TeaCache add |P|.
+    """
+    return lambda x: abs(polynomial(coefficients, x))
 
 
 class Curve:
@@ -25,7 +48,7 @@ class Curve:
         self._ys: list[float] = []
         for x in self._xs:
             below = self._ys[-1] if self._ys else 0.0
-            self._ys.append(max(below, self._polynomial(x)))
+            self._ys.append(max(below, polynomial(self.coefficients, x)))
 
     @classmethod
     def of(cls, artifact: Mapping[str, Any]) -> Curve:
@@ -36,12 +59,6 @@ class Curve:
     def as_artifact(self) -> dict[str, Any]:
         """Return plain numbers: coefficients, highest power first, and the range."""
         return {"coefficients": list(self.coefficients), "range": [self.low, self.high]}
-
-    def _polynomial(self, x: float) -> float:
-        value = 0.0
-        for coefficient in self.coefficients:
-            value = value * x + coefficient
-        return value
 
     def __call__(self, x: float) -> float:
         """Return the rescaled value of x >= 0."""

@@ -1,6 +1,6 @@
-"""What the block stack will add at a step that is skipped, forecast from steps that were computed.
+"""What a skipped step would give, forecast from steps that were computed.
 
-Order 0 reuses the last computed residual; order 1 goes on in a straight line through the last two,
+Order 0 reuses the last computed value; order 1 goes on in a straight line through the last two,
 over the noise level. Source: TaylorSeer (Liu et al. 2025, arXiv 2503.06923) forecasts with finite
 differences over steps; residuals of a whole stack are SeaCache's (arXiv 2602.18993).
 """
@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
-
-from planner.hooks.blocks import Streams
 
 
 def weights(known: Sequence[float], at: float, order: int) -> tuple[float, ...]:
@@ -30,40 +28,40 @@ def weights(known: Sequence[float], at: float, order: int) -> tuple[float, ...]:
 
 
 class History:
-    """The last computed residuals of one branch, as many as the order needs."""
+    """The last computed values of one branch, as many as the order needs.
+
+    A value is a nest of tensors: what each segment of a stack added, or a denoiser's output.
+    """
 
     def __init__(self, order: int) -> None:
         self._order = order
         self._places: list[float] = []
-        self._added: list[list[Streams]] = []
+        self._values: list[Any] = []
 
     def __bool__(self) -> bool:
         """Tell whether anything was computed yet."""
-        return bool(self._added)
+        return bool(self._values)
 
-    def keep(self, place: float, added: list[Streams]) -> None:
-        """Keep what each segment added at a place on the schedule; the oldest is dropped."""
+    def keep(self, place: float, value: Any) -> None:
+        """Keep a computed value at a place on the schedule; the oldest is dropped."""
         self._places = [*self._places, place][-(self._order + 1) :]
-        self._added = [*self._added, added][-(self._order + 1) :]
+        self._values = [*self._values, value][-(self._order + 1) :]
 
-    def at(self, place: float) -> list[Streams]:
-        """Return what each segment is expected to add at a place."""
+    def at(self, place: float) -> Any:
+        """Return what is expected at a place, packed as the values are."""
+        from torch.utils._pytree import tree_map
+
         parts = weights(self._places, place, self._order)
         if len(parts) == 1:
-            return self._added[-1]
-        return [_mixed(parts, streams) for streams in zip(*self._added, strict=True)]
+            return self._values[-1]
+        return tree_map(lambda *leaves: _mixed(parts, leaves), *self._values)
 
 
-def _mixed(parts: Sequence[float], streams: Sequence[Streams]) -> Streams:
-    """Return the weighted sum of image and text streams."""
-    image = _sum(parts, [one[0] for one in streams])
-    if streams[0][1] is None:
-        return image, None
-    return image, _sum(parts, [one[1] for one in streams])
-
-
-def _sum(parts: Sequence[float], tensors: Sequence[Any]) -> Any:
-    total = tensors[-1] * parts[-1]
-    for part, tensor in zip(parts[:-1], tensors[:-1], strict=True):
-        total = total.add(tensor, alpha=part)
+def _mixed(parts: Sequence[float], leaves: Sequence[Any]) -> Any:
+    """Return the weighted sum of tensors; what is none (a stream that is not there) stays."""
+    if not hasattr(leaves[-1], "shape"):
+        return leaves[-1]
+    total = leaves[-1] * parts[-1]
+    for part, leaf in zip(parts[:-1], leaves[:-1], strict=True):
+        total = total.add(leaf, alpha=part)
     return total

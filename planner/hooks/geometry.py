@@ -1,100 +1,44 @@
-"""How the residuals of all steps lie to each other, and the steps that are best computed.
+"""At which steps a denoiser is best computed, found from how the steps of reference runs lie.
 
-One reference run gives every pair of steps' inner product. From these alone follows how far off
-any forecast from any computed steps would be, so that the best steps are found without another
-forward: by dynamic programming, exactly, for errors that add up over the schedule.
+The inner products of every pair of steps tell how far off any forecast from any computed steps
+would be, so that the best steps are found without another forward: by dynamic programming,
+exactly, for errors that add up over the schedule.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.hooks.blocks import Stack, Streams, denoiser_of
-from planner.hooks.changes import image_residual, magnitude_ratio
-from planner.hooks.clock import StepClock
+from planner.case.telemetry import Series
 from planner.hooks.forecast import weights
 
 Matrix = NDArray[np.float64]
 
-_TOKENS = 256
-"""Image tokens of a residual that are looked at, evenly spaced: a video's would not fit."""
+
+def gram(series: Series) -> Matrix:
+    """Return the mean products of all pairs of steps."""
+    count = len(series.products)
+    found = np.zeros((count, count))
+    for step, row in enumerate(series.products):
+        found[step, : step + 1] = found[: step + 1, step] = row
+    return found
 
 
-class Residuals:
-    """Keeps the residuals of reference runs, a branch at a time, until the `with` block ends."""
-
-    def __init__(self, pipeline: Any, clock: StepClock) -> None:
-        self._denoiser, self._clock = denoiser_of(pipeline), clock
-        self._running: dict[str, dict[int, Any]] = {}
-        self._places: dict[int, float] = {}
-        self._grams: list[Matrix] = []
-        self._ratios: dict[str, list[list[float]]] = {}
-
-    def __enter__(self) -> Residuals:
-        self._stop = self._clock.on_reset(self._end_call)
-        self._stack = Stack(self._denoiser, self, self._clock, "planner_residuals")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.detach()
-        self._stop()
-
-    def reuse(self, branch: str, head: Any, args: Any, kwargs: Any) -> None:
-        """Never reuse anything."""
-
-    def computed(self, branch: str, added: list[Streams]) -> None:
-        """Keep some tokens of the residual of the run that just ended."""
-        residual = image_residual(added)
-        every = max(1, residual.shape[1] // _TOKENS)
-        kept = residual[:, ::every].float().cpu().flatten(0, 1)
-        self._running.setdefault(branch, {})[self._clock.step] = kept
-        self._places[self._clock.step] = self._clock.place
-
-    def _end_call(self) -> None:
-        import torch
-
-        for branch, residuals in self._running.items():
-            if sorted(residuals) == list(range(len(self._places))):  # a branch that ran throughout
-                ordered = [residuals[step] for step in sorted(residuals)]
-                rows = torch.stack(ordered).flatten(1)
-                self._grams.append((rows @ rows.T).double().numpy() / rows.shape[1])
-                ratios = [magnitude_ratio(now, old) for old, now in pairwise(ordered)]
-                self._ratios.setdefault(branch, []).append(ratios)
-        self._running = {}
-
-    @property
-    def grams(self) -> tuple[Matrix, ...]:
-        """Return steps × steps mean products, one matrix a branch of every recorded call."""
-        return tuple(self._grams)
-
-    @property
-    def ratios(self) -> dict[str, list[float]]:
-        """Return per branch how much longer the residual is than a step before, step by step."""
-        return {branch: [float(one) for one in np.mean(seen, 0)]
-                for branch, seen in self._ratios.items()}  # fmt: skip
-
-    @property
-    def places(self) -> tuple[float, ...]:
-        """Return the place of every step on the schedule."""
-        return tuple(self._places[step] for step in sorted(self._places))
-
-
-def errors(grams: Sequence[Matrix], places: Sequence[float], order: int) -> Matrix:
+def errors(
+    grams: Sequence[Matrix], places: Sequence[float], order: int, early: float = 0.0
+) -> Matrix:
     """Return previous × last × step: how far a forecast from two computed steps is off there.
 
-    Errors are root mean squares over a residual's values, times the stretch of the schedule that
+    Errors are root mean squares over a tensor's values, times the stretch of the schedule that
     the step covers: by so much they move the latents. They are the mean over the matrices. Where
-    the previous step is the last one too, only that one is known.
+    the previous step is the last one too, only that one is known. `early` is the power of the
+    noise level by which an error counts more: what is settled early carries all that follows.
     """
-    count, gram = len(places), np.stack(grams)
-    end = 0.0 if places[0] > places[-1] else places[-1] + 1.0  # noise levels end at none
-    stretch = np.abs(np.diff([*places, end]))
-    own = gram.diagonal(axis1=1, axis2=2)
+    count, stack = len(places), np.stack(grams)
+    own = stack.diagonal(axis1=1, axis2=2)
     found = np.zeros((count, count, count))
     for last in range(count):
         for before in range(last) if order and last else (last,):
@@ -103,14 +47,45 @@ def errors(grams: Sequence[Matrix], places: Sequence[float], order: int) -> Matr
             if not len(parts):
                 continue
             rows = [before, last][before == last :]
-            inner = gram[:, rows][:, :, last + 1 :]
+            inner = stack[:, rows][:, :, last + 1 :]
             square = own[:, last + 1 :] - 2 * np.einsum("kr,mrk->mk", parts, inner)
-            square += np.einsum("kr,mrs,ks->mk", parts, gram[:, rows][:, :, rows], parts)
+            square += np.einsum("kr,mrs,ks->mk", parts, stack[:, rows][:, :, rows], parts)
             found[before, last, last + 1 :] = np.sqrt(np.maximum(square, 0.0)).mean(0)
         if not order:
             found[:last, last] = found[last, last]
-    weighted: Matrix = found * stretch
-    return weighted
+    weight: Matrix = _stretches(places) * _levels(places) ** early
+    return np.multiply(found, weight)
+
+
+def _stretches(places: Sequence[float]) -> Matrix:
+    end = 0.0 if places[0] > places[-1] else places[-1] + 1.0  # noise levels end at none
+    return np.abs(np.diff(np.array([*places, end], dtype=float)))
+
+
+def _levels(places: Sequence[float]) -> Matrix:
+    """Return the part of noise in the latents at each place, one at the most and none at the end.
+
+    Levels over one are those of schedules that add noise to unscaled latents; places that are no
+    levels count down the steps.
+    """
+    found: Matrix = np.asarray(places, dtype=float)
+    if found[0] < found[-1]:
+        found = 1.0 - np.arange(len(found), dtype=float) / len(found)
+    elif found[0] > 1.0 + 1e-6:
+        found = np.divide(found, 1.0 + found)
+    return found
+
+
+def error_of(errors: Matrix, mask: str) -> float:
+    """Return the added error of a mask (1 computed, 0 skipped) that computes its first step."""
+    before = last = 0
+    total = 0.0
+    for step, computed in enumerate(mask):
+        if computed == "1" and step:
+            before, last = last, step
+        elif computed != "1":
+            total += float(errors[before, last, step])
+    return total
 
 
 def masks(errors: Matrix) -> dict[int, str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from planner.case.case import Case
 from planner.case.noun import Scalar
 from planner.case.work import Phase, Work
+from planner.hooks.branches import SINGLE
+
+Masks = Sequence[Mapping[str, str]]
 
 Condition = Callable[[Case], str | None]
 """Answers None, or a sentence that names need and value."""
@@ -15,18 +18,39 @@ FEW_STEPS = 8
 """At this many steps or fewer, neighbouring steps differ too much to stand in for each other."""
 
 _ADDS_BETWEEN = ("ControlNet", "VACE", "Animate")
+_READS_BETWEEN = ("Animate",)
 
 
 def nothing_between(name: str) -> Condition:
-    """Return the need that nothing is added between blocks: a skipped step would add it twice."""
+    """Return the need that nothing is added between blocks: a skipped step would add it twice.
 
-    def _nothing_between(case: Case) -> str | None:
-        added = [word for word in _ADDS_BETWEEN if word in case.model.pipeline]
-        if not added:
-            return None
-        return f"{name} needs an undisturbed block stack; {added[0]} adds between blocks"
+    Passes on `blocks.Stack` do not have it: what they keep is what the blocks alone have added.
+    """
+    needed = f"{name} needs an undisturbed block stack"
 
-    return _nothing_between
+    def _undisturbed_block_stack(case: Case) -> str | None:
+        return _found(_ADDS_BETWEEN, case, needed, "adds between blocks")
+
+    return _undisturbed_block_stack
+
+
+def nothing_read_between(name: str) -> Condition:
+    """Return the need that what is added between blocks does not depend on what they add.
+
+    A skipped step adds what the whole stack has added at its beginning.
+    """
+    needed = f"{name} needs a block stack that is read at its end only"
+
+    def _block_stack_read_at_its_end(case: Case) -> str | None:
+        return _found(_READS_BETWEEN, case, needed, "reads it between blocks")
+
+    return _block_stack_read_at_its_end
+
+
+def _found(words: tuple[str, ...], case: Case, needed: str, does: str) -> str | None:
+    kind = f"{case.model.pipeline} {case.model.traits.denoiser_class}"
+    word = next((word for word in words if word in kind), None)
+    return None if word is None else f"{needed}; {word} {does}"
 
 
 def known_blocks(name: str) -> Condition:
@@ -36,8 +60,9 @@ def known_blocks(name: str) -> Condition:
         traits = case.model.traits
         if traits.skippable:
             return None
-        blocks = ", ".join(traits.block_classes) or traits.denoiser_class
-        return f"{name} needs blocks that diffusers has registered; {blocks} are not"
+        found = ", ".join(traits.block_classes)
+        had = f"{found} are not" if found else f"{traits.denoiser_class} has none"
+        return f"{name} needs blocks that diffusers has registered; {had}"
 
     return _known_blocks
 
@@ -55,14 +80,17 @@ def long_enough(name: str) -> Condition:
 
 
 DISTURBED = "measured: relative error 0.26 on a Flux with ControlNet samples"
-"""What adding between blocks does to a skipped step."""
+"""What a residual of the whole stack does to a skipped step where something is added between."""
+
+READ = "diffusers WanAnimateTransformer3DModel.forward: face_adapter(hidden_states, motion_vec)"
+"""Where what is added between blocks depends on them."""
 
 
 def whole_steps(name: str) -> tuple[tuple[Condition, str], ...]:
     """Return what skipping the whole block stack needs, each condition with its source."""
     return (
         (known_blocks(name), "diffusers.hooks TransformerBlockRegistry"),
-        (nothing_between(name), DISTURBED),
+        (nothing_read_between(name), READ),
         (long_enough(name), "interactions R14: step caches off at 8 steps and fewer"),
     )
 
@@ -86,7 +114,42 @@ def skipping_steps(
     return with_residuals(work.mapped(skipped), copies)
 
 
-def with_residuals(work: Work, copies: int = 1) -> Work:
+def skipping_forwards(work: Work, share_of: Callable[[Phase], float | None]) -> Work:
+    """Return the work whose denoiser is called at a share of each denoise phase's calls.
+
+    What is kept is as small as the latents and not counted.
+    """
+
+    def skipped(phase: Phase) -> Phase:
+        share = share_of(phase) if phase.name == "denoise" else None
+        return phase if share is None else phase.model_copy(update={"calls": phase.calls * share})
+
+    return work.mapped(skipped)
+
+
+def steps_of(work: Work) -> int:
+    """Return the steps of a call: the most calls of one branch, of two experts together."""
+    branches: dict[str | None, float] = {}
+    for phase in work.phases:
+        if phase.name == "denoise":
+            branches[phase.branch] = branches.get(phase.branch, 0.0) + phase.calls
+    return round(max(branches.values(), default=0.0))
+
+
+def computed_share(masks: Masks) -> Callable[[Phase], float | None]:
+    """Return what tells for a phase which share of its branch's steps the masks compute."""
+
+    def share(phase: Phase) -> float | None:
+        branch = phase.branch or SINGLE
+        mine = [mask for run in masks for name, mask in run.items() if name == branch]
+        if not mine:
+            return None
+        return sum(mask.count("1") for mask in mine) / sum(map(len, mine))
+
+    return share
+
+
+def with_residuals(work: Work, copies: float = 1) -> Work:
     """Return the work holding `copies` of what the block stack adds, for every branch.
 
     Each block list adds one tensor as large as the queries of its attention. Two experts hold
@@ -116,3 +179,21 @@ def reused_none(
         return None
     computed = statistics.get("computed", 0)
     return f"{name} reused none of {computed} forwards at {setting} {value:g}"
+
+
+def informative(
+    computed: Callable[[float], float], low: float, high: float
+) -> tuple[float, float] | None:
+    """Return the thresholds between which a cache changes what it computes.
+
+    `computed` says how many steps a threshold computes, fewer for larger ones. From the largest
+    that skips nothing to the smallest after which nothing more is skipped; None if that is none.
+    """
+    count, ratio = 120, (high / low) ** (1 / 120)
+    tried = [min(high, low * ratio**index) for index in range(count + 1)]
+    seen = [computed(one) for one in tried]
+    if seen[0] == seen[-1]:
+        return None
+    first = next(i for i, one in enumerate(seen) if one < seen[0])
+    last = next(i for i, one in enumerate(seen) if one == seen[-1])
+    return tried[max(0, first - 1)], tried[last]

@@ -1,22 +1,27 @@
-"""The frame of every cache that skips the whole block stack: decide, count, keep, forecast."""
+"""The frame of every cache that skips whole steps: decide, count, keep, forecast."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any, Protocol
 
 from planner.case.noun import Scalar
-from planner.hooks.blocks import Stack, Streams, denoiser_of
+from planner.hooks.blocks import Stack, denoiser_of
 from planner.hooks.branches import PerBranch, Tally
 from planner.hooks.clock import StepClock
 from planner.hooks.forecast import History
+from planner.hooks.whole import Run, Whole
 
 
 class Choice(Protocol):
-    """Says whether a forward of a branch may skip the stack; asked once a forward."""
+    """Says whether a forward of a branch may be skipped; asked once a forward."""
 
-    def skips(self, branch: str, head: Any, args: Any, kwargs: Any) -> bool:
-        """Tell whether the stack is skipped; `head` is the first block, with its arguments."""
+    def skips(self, branch: str, block: Any, args: Any, kwargs: Any) -> bool:
+        """Tell whether it is skipped.
+
+        The arguments are the first block's, or the denoiser's where `block` is None.
+        """
 
     def restart(self) -> None:
         """Forget the last call."""
@@ -37,7 +42,7 @@ class Masked:
         """Fit the masks to the schedule of the coming call."""
         self._masks = {}
 
-    def skips(self, branch: str, head: Any, args: Any, kwargs: Any) -> bool:
+    def skips(self, branch: str, block: Any, args: Any, kwargs: Any) -> bool:
         """Tell whether this step of the branch is masked out."""
         if branch not in self._masks:
             known = self._known.get(branch) or next(iter(self._known.values()))
@@ -55,7 +60,7 @@ def stretched(mask: str, steps: int) -> str:
 
 
 class _Skipping:
-    """The rule on a block stack: what is skipped is forecast from what was computed before."""
+    """The rule on a stack or a denoiser: what is skipped is forecast from what was computed."""
 
     def __init__(
         self, choice: Choice, clock: StepClock, statistics: dict[str, Scalar], order: int
@@ -70,40 +75,41 @@ class _Skipping:
         self._branches.clear()
         self._tally.restart()
 
-    def reuse(self, branch: str, head: Any, args: Any, kwargs: Any) -> list[Streams] | None:
-        """Return what the stack is expected to add, or None where it must run."""
+    def reuse(self, branch: str, block: Any, args: Any, kwargs: Any) -> Any:
+        """Return what is expected of this forward, or None where it must run."""
         if not self._clock.running:  # nobody says where a call begins: nothing is safe to reuse
             return None
         history = self._branches[branch]
-        skipped = self._choice.skips(branch, head, args, kwargs) and bool(history)
+        skipped = self._choice.skips(branch, block, args, kwargs) and bool(history)
         self._tally.add(branch, computed=not skipped)
         return history.at(self._clock.place) if skipped else None
 
-    def computed(self, branch: str, added: list[Streams]) -> None:
-        """Keep what the stack added."""
+    def computed(self, branch: str, added: Any) -> None:
+        """Keep what the stack added, or the denoiser returned."""
         if self._clock.running:
             self._branches[branch].keep(self._clock.place, added)
+
+    def around(self, branch: str, run: Run, args: Any, kwargs: Any) -> Any:
+        """Return the expected output, or run the denoiser."""
+        found = self.reuse(branch, None, args, kwargs)
+        if found is None:
+            found = run(*args, **kwargs)
+            self.computed(branch, found)
+        return found
 
 
 def skipping(
     pipeline: Any, choice: Choice, clock: StepClock, statistics: dict[str, Scalar], name: str,
-    order: int = 0,
+    order: int = 0, whole: bool = False,
 ) -> Callable[[], None]:  # fmt: skip
-    """Put a choice on a pipeline's block stack; returns the undo.
+    """Put a choice on a pipeline's block stack, or on the `whole` denoiser; returns the undo.
 
     `statistics` receive what `Tally` counts; `order` is that of the forecast. A branch that
     resumes after steps in which it was not called starts from nothing.
     """
     rule = _Skipping(choice, clock, statistics, order)
-    stop = clock.on_reset(rule.restart)
-    try:
-        stack = Stack(denoiser_of(pipeline), rule, clock, name)
-    except BaseException:
-        stop()
-        raise
-
-    def undo() -> None:
-        stack.detach()
-        stop()
-
-    return undo
+    with ExitStack() as stack:
+        stack.callback(clock.on_reset(rule.restart))
+        around = Whole if whole else Stack
+        stack.callback(around(denoiser_of(pipeline), rule, clock, name).detach)
+        return stack.pop_all().close

@@ -6,10 +6,10 @@ What it costs · When not · Source*, a frozen `Settings`, the functions, and on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,6 +21,7 @@ from planner.case.workload import Workload
 
 if TYPE_CHECKING:
     from planner.hooks.clock import StepClock
+    from planner.hooks.recorder import Forward
 
 Artifact = dict[str, Any]
 """What a calibration learned: plain JSON numbers, lists and strings. Never code, never a pickle."""
@@ -146,64 +147,6 @@ class Need(NamedTuple):
     source: str
 
 
-def fused_adapters(name: str) -> Need:
-    """Return the need that no adapter is loaded beside the weights that a pass replaces."""
-
-    def _fused_adapters(case: Case) -> str | None:
-        loaded = ", ".join(case.model.adapters)
-        return f"{name} needs adapters fused; loaded are {loaded}" if loaded else None
-
-    return Need(_fused_adapters, "huggingface/diffusers#10621: fuse LoRA before quantizing")
-
-
-def block_list(name: str) -> Need:
-    """Return the need that diffusers knows the denoiser's repeated blocks."""
-
-    def _block_list(case: Case) -> str | None:
-        said = f"{name} needs a known block list; {case.model.traits.denoiser_class} has none"
-        return None if case.model.traits.blocks else said
-
-    return Need(_block_list, "diffusers.hooks TransformerBlockRegistry")
-
-
-def compute_capability(name: str, least: tuple[int, int], source: str) -> Need:
-    """Return the need of a GPU of this CUDA compute capability or a newer one."""
-
-    def _compute_capability(case: Case) -> str | None:
-        device = case.device
-        if device.kind == "cuda" and (device.capability or (0, 0)) >= least:
-            return None
-        wanted = f"{name} needs compute capability {least[0]}.{least[1]} or newer"
-        if device.kind != "cuda":
-            return f"{wanted}; this device is a {device.kind}"
-        had = "an unknown one" if device.capability is None else "{}.{}".format(*device.capability)
-        return f"{wanted}; this device has {had}"
-
-    return Need(_compute_capability, source)
-
-
-def one_denoiser(name: str) -> Need:
-    """Return the need that one model denoises: a pass on the first of two experts is half on."""
-
-    def _one_denoiser(case: Case) -> str | None:
-        first = case.model.traits.denoiser
-        if f"{first}_2" not in case.model.components:
-            return None
-        return f"{name} needs one denoiser; this pipeline has {first} and {first}_2"
-
-    return Need(_one_denoiser, "diffusers WanPipeline: transformer_2 denoises below boundary_ratio")
-
-
-def on_cuda(name: str, because: str) -> Need:
-    """Return the need of a CUDA device; `because` is the source that says why."""
-
-    def _on_cuda(case: Case) -> str | None:
-        kind = case.device.kind
-        return None if kind == "cuda" else f"{name} needs a CUDA device; this one is a {kind}"
-
-    return Need(_on_cuda, because)
-
-
 class Avoid(NamedTuple):
     """A rare clash with another pass, declared on one side only.
 
@@ -242,8 +185,21 @@ class Context:
 Undo = Callable[[], None]
 """Takes a pass off again; after it, the pipeline's output is bit-equal to before."""
 
-Render = Callable[[], None]
-"""Runs the reference call on every calibration prompt with what is on the pipeline now."""
+Masks = Sequence[Mapping[str, str]]
+"""For each recorded call, by branch: one character a step, 1 computed, 0 skipped."""
+
+
+Neighbours = Sequence[Mapping[str, Scalar]]
+
+
+class Reference(Protocol):
+    """Reference calls on the calibration prompts, with what is on the pipeline now."""
+
+    def render(self) -> None:
+        """Run them."""
+
+    def telemetry(self) -> Telemetry:
+        """Return what they show to the passes' probes; they are run once for all who ask."""
 
 
 def nothing(pipeline: Any, settings: Any, context: Context) -> Undo:
@@ -259,13 +215,20 @@ class Pass:
     owns: resources it claims exclusively, such as "denoiser.step_reuse".
     effect: how it changes the operations (Work, settings, telemetry or None) -> Work.
     call: keyword arguments of the pipeline call that it sets (settings, workload).
-    calibrate: (pipeline, settings, context, render) -> Artifact, run by the tuner with all
+    calibrate: (pipeline, settings, context, reference) -> Artifact, run by the tuner with all
         earlier passes on; never at deployment.
+    probe: what reference runs record under the pass's name: one forward -> a tensor.
+    masks: (settings, telemetry) -> for each recorded call the steps of each branch that a cache
+        would compute (1) and skip (0).
     needed: (artifact, settings) -> the part of it that a policy with these settings keeps.
     apply: puts it on, returns the undo; reversible=False where no honest undo exists.
     observe: (settings, statistics, workload) -> None or a sentence why it was inert or wrong.
+    around: settings -> whether it decides around the denoiser's forward, which may be captured.
     narrow: search domains for this case, replacing the declared ones by name.
-    unfit: (case, settings) -> None or a sentence why these settings cannot be had there.
+    unfit: (case, settings) -> None or a sentence why these settings cannot be had there; the
+        case's call is the plan's.
+    neighbours: (settings, artifact, telemetry) -> settings a small change away, the most
+        promising first, for a local search.
     seeds: settings that experts start from, tried first.
     batch_invariant: whether an image is independent of its neighbours in the batch.
     imports: libraries that must be importable for apply, as PEP 508 requirements.
@@ -283,13 +246,17 @@ class Pass:
     imports: tuple[str, ...] = ()
     effect: Callable[[Work, Any, Telemetry | None], Work]
     call: Callable[[Any, Workload], dict[str, Scalar]] | None = None
-    calibrate: Callable[[Any, Any, Context, Render], Artifact] | None = None
+    calibrate: Callable[[Any, Any, Context, Reference], Artifact] | None = None
+    probe: Callable[[Forward], Any] | None = None
+    masks: Callable[[Any, Telemetry], Masks] | None = None
     needed: Callable[[Artifact, Any], Artifact] | None = None
     apply: Callable[[Any, Any, Context], Undo] = nothing
     reversible: bool = True
     observe: Callable[[Any, Statistics, Workload], str | None] | None = None
     narrow: Callable[[Case, Telemetry | None], dict[str, Domain]] | None = None
     unfit: Callable[[Case, Any], str | None] | None = None
+    neighbours: Callable[[Any, Artifact, Telemetry | None], Neighbours] | None = None
+    around: Callable[[Any], bool] | None = None
     seeds: tuple[Mapping[str, Scalar], ...] = ({},)
     batch_invariant: bool
     doc: str = ""

@@ -12,7 +12,7 @@ from planner.errors import PlannerError, UsageError, nearest
 from planner.passes.base import Family, Pass, Settings
 
 _ROOT = Path(__file__).parent
-_OWN = ("base.py", "registry.py")
+_OWN = ("base.py", "needs.py", "registry.py")
 """Files beside the family folders that hold no pass."""
 
 

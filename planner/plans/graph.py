@@ -21,7 +21,7 @@ from planner.errors import UsageError, nearest
 from planner.passes import registry
 from planner.passes.base import Avoid, Pass, Settings, domains
 from planner.plans.plan import Plan
-from planner.plans.rules import RULES, Planned, Rule, Verdict, missing_libraries
+from planner.plans.rules import APART, RULES, Planned, Rule, Verdict, missing_libraries
 
 
 class Clash(NamedTuple):
@@ -217,12 +217,16 @@ def _clashes(case: Case, legal: Sequence[Pass]) -> list[Clash]:
 
 
 def _clash(case: Case, a: Planned, b: Planned, verdict: Verdict) -> Clash | None:
-    """Return how two passes clash with these settings, by a shared claim or a declared pair."""
+    """Return how two passes clash with these settings, by their claims or a declared pair."""
     shared = sorted(set(a.pass_.owns) & set(b.pass_.owns))
     names = a.pass_.name, b.pass_.name
     if shared and verdict == "breaks":
         because = f"{names[0]} and {names[1]} both own {shared[0]}: keep one"
         return Clash(*names, "breaks", because, "a thing has one owner in a plan")
+    for apart in APART if verdict == "breaks" else ():
+        said = apart.said_of(a.pass_, b.pass_)
+        if said is not None:
+            return Clash(*names, "breaks", said, apart.source)
     for mine, other in ((a, b), (b, a)):
         for avoid in mine.pass_.avoids:
             if avoid.verdict == verdict and _applies(avoid, case, mine, other):

@@ -79,6 +79,13 @@ class Plan(Noun):
         """Return this plan less one pass."""
         return Plan(passes=tuple(entry for entry in self.passes if entry.name != name))
 
+    def replaced(self, name: str, settings: Mapping[str, Any]) -> Plan:
+        """Return this plan with other settings of one pass."""
+        return Plan.of({
+            entry.name: settings if entry.name == name else entry.settings
+            for entry in self.passes
+        })  # fmt: skip
+
     def before(self, name: str) -> Plan:
         """Return the passes that are put on before the named one: a calibration's prefix."""
         return Plan(passes=self.passes[: self.names.index(name)])

@@ -21,6 +21,14 @@ STEP_REUSE = "step_reuse"
 """The claim of passes that compute some steps and reuse their results in others."""
 
 
+ATTENTION_REUSE = "attention_reuse"
+"""The claim of passes that run attention at some steps and reuse its outputs in others."""
+
+
+MODULATION = "modulation"
+"""The claim of passes that look at the conditioning and reuse what followed from it before."""
+
+
 CAPTURE = "capture"
 """The claim of passes that record what a forward launches, and replay it."""
 
@@ -45,6 +53,32 @@ class Rule(NamedTuple):
     answer: Callable[[Case, Stack], str | None]
     source: str
     verdict: Verdict = "breaks"
+
+
+class Apart(NamedTuple):
+    """Two claims that no plan may hold together, and why, about the passes that hold them."""
+
+    one: str
+    other: str
+    because: str
+    source: str
+
+    def said_of(self, a: Pass, b: Pass) -> str | None:
+        """Return the sentence where one pass holds one claim and the other pass the other."""
+        for first, second in ((a, b), (b, a)):
+            if _claims(first, self.one) and _claims(second, self.other):
+                return self.because.format(first.name, second.name)
+        return None
+
+
+APART = (
+    Apart(
+        ATTENTION_REUSE, STEP_REUSE,
+        "{0} counts on attention that {1} does not run at the steps it skips, and {1} would keep "
+        "what reused attention added: one cache a denoiser",
+        "diffusers CacheMixin.enable_cache and TensorRT-LLM VisualGen take one cache at a time",
+    ),
+)  # fmt: skip
 
 
 def effective_call(case: Case, stack: Stack) -> dict[str, Scalar]:
@@ -97,14 +131,26 @@ def _reuses_steps(one: Pass) -> bool:
     return _claims(one, STEP_REUSE)
 
 
+def _reuses(one: Pass) -> bool:
+    return _reuses_steps(one) or _claims(one, ATTENTION_REUSE)
+
+
+def _decides(one: Pass) -> bool:
+    """Tell whether a pass decides on the host, inside a forward, what of it runs."""
+    return _reuses(one) or _claims(one, MODULATION)
+
+
 def _unfit(case: Case, stack: Stack) -> str | None:
-    asked = (one.pass_.unfit and one.pass_.unfit(case, one.settings) for one in stack)
+    workload = case.workload.model_copy(update={"call": effective_call(case, stack)})
+    planned = case.model_copy(update={"workload": workload})
+    asked = (one.pass_.unfit and one.pass_.unfit(planned, one.settings) for one in stack)
     return next((said for said in asked if said), None)
 
 
 def _captured_decision(case: Case, stack: Stack) -> str | None:
     del case
-    caches = _names(stack, _reuses_steps)
+    inside = [one for one in stack if not (one.pass_.around and one.pass_.around(one.settings))]
+    caches = _names(inside, _decides)
     graphs = _names(stack, lambda one: _claims(one, CAPTURE))
     if not caches or not graphs:
         return None
@@ -144,7 +190,7 @@ _UNSET = object()
 
 
 def _reuse_at_few_steps(case: Case, stack: Stack) -> str | None:
-    caches = _names(stack, _reuses_steps)
+    caches = _names(stack, _reuses)
     steps = effective_call(case, stack).get("num_inference_steps")
     if caches and isinstance(steps, int) and steps <= FEW_STEPS:
         return (

@@ -3,7 +3,7 @@
 Passes that cost nothing come first and stay; then one rung a family, quantize before cache before
 fewer steps, each rung on top of the one below; then passes alone, so that the sampler sees what
 each is worth; then the top of the ladder with bolder settings. Of several passes that do the same
-thing each stands on its rung once, and one of them carries the rungs above. Six such seeds were
+thing one stands for all: the others are the sampler's. Six such seeds were
 worth at least forty trials of a sampler without them (shoot-out over six landscapes, GP).
 No pass is known by name: the rungs are families, the settings the passes' own `seeds`.
 """
@@ -19,7 +19,7 @@ from planner.passes.base import Family, Fidelity, Pass
 from planner.plans.graph import Graph
 from planner.plans.plan import Plan
 
-MOST = 18
+MOST = 24
 """The most seeds that are returned: more would leave a short search nothing to learn with."""
 
 LADDER = (
@@ -48,9 +48,9 @@ def seeds(graph: Graph, case: Case, goal: Goal) -> tuple[Plan, ...]:
     rungs = [_members(graph, goal, family) for family in _families(goal)]
     slow = [_members(graph, goal, family) for family in SLOW_TO_PUT_ON]
     boldest = max((len(one.seeds) for rung in rungs for one in rung), default=1)
-    leading = [_leaders(rung) for rung in rungs]
+    leading = [_leaders(graph, rung) for rung in rungs]
     stacks = [
-        *_climb(graph, base, rungs),
+        *_climb(graph, base, leading),
         *_alone(graph, base, [*leading, *slow], boldest),
         *(top for level in range(1, boldest) for top in _top(graph, base, leading, level)),
     ]
@@ -92,23 +92,25 @@ def _climb(graph: Graph, base: Stack, rungs: list[list[Pass]]) -> Iterator[Stack
     for rung in rungs:
         grown = [new for stack in stacks for new in _grow(graph, stack, rung, 0)]
         yield from grown
-        led = {one.name for one in rung} - {one.name for one in _leaders(rung)}
-        stacks = [stack for stack in grown if not led & stack.keys()] or stacks
+        stacks = grown or stacks
 
 
-def _leaders(rung: list[Pass]) -> list[Pass]:
-    """Return a rung without the passes that another one stands for, since both claim one thing.
+def _leaders(graph: Graph, rung: list[Pass]) -> list[Pass]:
+    """Return a rung without the passes that another one stands for, since no plan takes both.
 
     What is fitted to the model stands for what is not, then what draws an image whatever its
-    neighbours, then what has fewer settings to search.
+    neighbours, then what need not call the denoiser, then what has fewer settings to search.
     """
 
-    def rank(one: Pass) -> tuple[bool, bool, int, str]:
+    def rank(one: Pass) -> tuple[bool, bool, bool, int, str]:
         fitted = one.calibrate is not None
-        return (not fitted, not one.batch_invariant, len(one.settings.model_fields), one.name)
+        return (not fitted, not one.batch_invariant, one.around is None,
+                len(one.settings.model_fields), one.name)  # fmt: skip
 
+    apart = {frozenset((clash.a, clash.b)) for clash in graph.clashes
+             if clash.always and clash.verdict == "breaks"}  # fmt: skip
     return [one for one in rung
-            if not any(rank(other) < rank(one) and set(other.owns) & set(one.owns)
+            if not any(rank(other) < rank(one) and frozenset((other.name, one.name)) in apart
                        for other in rung)]  # fmt: skip
 
 
@@ -133,10 +135,13 @@ def _grow(graph: Graph, stack: Stack, rung: list[Pass], level: int) -> list[Stac
 def _alone(
     graph: Graph, base: Stack, rungs: list[list[Pass]], levels: int
 ) -> Iterator[Stack]:
-    """Yield the base with each single pass at each of its seeds: one may need no company."""
+    """Yield each single pass at each of its seeds, beside what of the base it can stand with."""
     for level in range(levels):
         for one in (one for rung in rungs for one in rung if one.name not in base):
-            stack = base | {one.name: _seed(one, level)}
+            stack = {name: base[name] for name in graph.required} | {one.name: _seed(one, level)}
+            for name, settings in base.items():
+                if _is_legal(graph, grown := stack | {name: settings}):
+                    stack = grown
             if _is_legal(graph, stack):
                 yield stack
 

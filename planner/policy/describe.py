@@ -9,7 +9,7 @@ from planner.case.case import Case
 from planner.case.evidence import Evidence, Prediction
 from planner.case.noun import Noun
 from planner.policy.file import PolicyFile, document
-from planner.policy.summary import asked, distance, foreseen, speed
+from planner.policy.summary import asked, distance, foreseen, reuse, speed
 from planner.units import format_bytes, format_seconds
 
 
@@ -53,6 +53,7 @@ def _evidence(evidence: Evidence) -> tuple[str, ...]:
                      f"worst {lpips.worst:.4g}, noise floor {lpips.noise_floor:.4g}")  # fmt: skip
     else:
         lines.append("quality   not measured")
+    lines += [f"reuse     {reuse(evidence)}"] if evidence.reuse else []
     lines.append(f"memory    {format_bytes(evidence.memory_tuned.value)} instead of "
                  f"{format_bytes(evidence.memory_baseline.value)}")  # fmt: skip
     lines.append(f"start-up  load {format_seconds(evidence.load_seconds)}, apply "

@@ -112,7 +112,8 @@ class Policy:
         Raises `PolicyDoesNotFit` with every difference where pipeline, weights, adapters,
         capability or libraries are others. What differs from the certified envelope (device,
         driver, versions, threads, dtype) is refused with `strict`, else said in one
-        `PolicyWarning`; the handle's `certified` is then False.
+        `PolicyWarning`; the handle's `certified` is then False. So it is with a later call in
+        which a cache reuses what the policy's evidence does not expect (see `Handle.expect`).
         """
         from planner.policy.match import differences
         from planner.run.apply import put_on
@@ -139,4 +140,6 @@ class Policy:
             )
         handle = put_on(pipe, self.plan, case, self.file.artifacts(), device=onto)
         handle.certified = self.status == "certified" and not found.envelope
+        if self.file.evidence is not None:
+            handle.expect(self.file.evidence.reuse, strict=strict)
         return handle

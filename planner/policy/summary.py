@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from planner.case.evidence import Distance, Evidence, Latency, Prediction
 from planner.case.goal import Goal
+from planner.case.hit_rate import span
 from planner.units import format_bytes, format_seconds
 
 
@@ -59,3 +60,16 @@ def distance(lpips: Distance) -> str:
     """Say how far the images are from the untouched pipeline's, and how sure that is."""
     bound = "" if lpips.mean.upper is None else f", bound {lpips.mean.upper:.4g}"
     return f"mean LPIPS {lpips.mean.value:.4g}{bound}, n {lpips.n}"
+
+
+def reuse(evidence: Evidence) -> str:
+    """Say what share of its forwards each pass should reuse in a call, and what that rests on."""
+    seen = evidence.hit_rates or {}
+    said = []
+    for name, interval in evidence.reuse.items():
+        mean = f"{seen[name].value:.1%}" if name in seen else span(interval)
+        range_ = "" if mean == span(interval) else f" ({span(interval)})"
+        said.append(f"{name} {mean}{range_}")
+    calls = max((rate.calls for rate in seen.values()), default=0)
+    grounds = f", from {calls} call{'s' * (calls != 1)}" if calls else ""
+    return f"{', '.join(said)} of forwards{grounds}"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, median
 from typing import Any, NamedTuple
 
+from planner.case.hit_rate import Interval, by_pass, is_outside, reused, span
 from planner.case.noun import Noun
 from planner.case.prompts import Prompt, by_call
 from planner.errors import UsageError
@@ -20,6 +21,7 @@ from planner.policy.runtime import Policy, PolicyWarning
 from planner.run.apply import Handle
 from planner.run.calls import reference_call
 from planner.run.devices.base import Backend, backend
+from planner.run.expected import UnexpectedReuseWarning
 
 _LEVEL = 0.95
 
@@ -45,6 +47,30 @@ class Held(Noun):
         return self.lower is not None and self.lower > limit
 
 
+class Reuse(Noun):
+    """The share of its forwards that a pass reuses here, and what its policy expects of a call.
+
+    `value` is the mean over the rounds with the plan, `low` and `high` are their extremes.
+    """
+
+    value: float
+    low: float
+    high: float
+    expected_low: float
+    expected_high: float
+
+    @property
+    def unexpected(self) -> bool:
+        """Tell whether a call reused less or more than expected."""
+        expected = (self.expected_low, self.expected_high)
+        return is_outside(self.low, expected) or is_outside(self.high, expected)
+
+    def __str__(self) -> str:
+        seen = "" if self.low == self.high else f" ({span((self.low, self.high))})"
+        expected = span((self.expected_low, self.expected_high))
+        return f"reuses {self.value:.1%}{seen} of its forwards here; the policy expects {expected}"
+
+
 class Verified(Noun):
     """What a policy does here and now: figures, what differs from its envelope, what drifted.
 
@@ -63,6 +89,7 @@ class Verified(Noun):
     baseline_seconds: float
     holds: bool | None
     outside: tuple[str, ...]
+    hit_rates: dict[str, Reuse] = {}
     unexpected: tuple[str, ...] = ()
     inert: dict[str, str]
     drifted: tuple[str, ...]
@@ -123,10 +150,13 @@ def verify(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PolicyWarning)  # what it says is in the result
         handle = policy.apply(pipe)
-    with handle:
+    with handle, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnexpectedReuseWarning)  # so is this, for every round
         found = _rounds(handle, prompts, rounds, say)
         inert = handle.complaints()
         outside = differences(policy.file, handle.case).envelope
+    expected = {name: rate for name, rate in evidence.reuse.items() if name in policy.plan}
+    reuse = _reuse(expected, by_pass([each.hit_rates for each in found]))
     ratio, stated = [r.tuned / r.untouched for r in found], evidence.latency.ratio
     distances = [value for each in found for value in each.lpips]
     lpips = evidence.lpips
@@ -141,8 +171,8 @@ def verify(
         policy=str(policy.path), plan=str(policy.plan), rounds=len(found), prompts=len(distances),
         ratio=latency, lpips=quality, baseline_seconds=untouched,
         holds=None if limit is None else untouched <= limit, outside=outside, inert=inert,
-        unexpected=_unexpected(evidence.expected_hit_rates, [each.hit_rates for each in found]),
-        drifted=_drifted(latency, quality, inert),
+        hit_rates=reuse, drifted=_drifted(latency, quality, inert),
+        unexpected=tuple(f"{name} {one}" for name, one in reuse.items() if one.unexpected),
     )  # fmt: skip
 
 
@@ -157,23 +187,16 @@ def _drifted(latency: Held, quality: Held | None, inert: dict[str, str]) -> tupl
     return tuple(said)
 
 
-def _unexpected(
-    stated: Mapping[str, tuple[float, float]], seen: Sequence[Mapping[str, float]]
-) -> tuple[str, ...]:
-    """Return a sentence for every pass whose mean hit rate here is none that the policy expects."""
-    said = []
+def _reuse(
+    stated: Mapping[str, Interval], seen: Mapping[str, Sequence[float]]
+) -> dict[str, Reuse]:
+    """Return what each pass with an expectation reused in all rounds."""
+    found = {}
     for name, (low, high) in stated.items():
-        rate = fmean(rates.get(name, 0.0) for rates in seen)
-        if not low <= rate <= high:
-            said.append(f"{name} reuses {rate:.0%} of its forwards here; the policy expects "
-                        f"{low:.0%} to {high:.0%}")  # fmt: skip
-    return tuple(said)
-
-
-def _hit_rates(handle: Handle) -> dict[str, float]:
-    """Return the share of forwards that each counting pass reused in the last call."""
-    rates = ((name, counters.get("hit_rate")) for name, counters in handle.stats.items())
-    return {name: float(rate) for name, rate in rates if isinstance(rate, int | float)}
+        rates = seen.get(name, (0.0,))
+        found[name] = Reuse(value=fmean(rates), low=min(rates), high=max(rates),
+                            expected_low=low, expected_high=high)  # fmt: skip
+    return found
 
 
 def _rounds(
@@ -199,7 +222,7 @@ def _rounds(
         (tuned, ours), (untouched, theirs) = results[_tuned], results[_untouched]
         fresh = index < len(batches)  # a prompt seen again tells nothing new about its distance
         distances = [lpips.distance(a, b) for a, b in zip(ours, theirs, strict=True) if fresh]
-        found.append(_Round(tuned, untouched, tuple(distances), _hit_rates(handle)))
+        found.append(_Round(tuned, untouched, tuple(distances), reused(handle.stats)))
         say(f"round {index + 1}: {tuned:.3g} s with the plan, {untouched:.3g} s untouched")
     return found
 

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from planner.case.work import Kind, Operation
+from planner.hooks.text import CROSS
 from planner.prediction.lifetimes import Lifetimes, storage_of
 
 _NORMS = ("layer_norm", "rms_norm", "group_norm", "batch_norm", "rsqrt")
@@ -209,9 +210,14 @@ def _in_block(path: str, blocks: frozenset[str]) -> bool:
 
 
 def _is_group(path: str, blocks: frozenset[str]) -> bool:
-    """Tell whether a module names a group: blocks, their parts, other lists' items and parts."""
+    """Tell whether a module names a group: blocks, their parts, other lists' items and parts.
+
+    What cross-attention makes of the text is a group of its own: it may be made once a call.
+    """
     parts = path.split(".")
     if _in_block(path, blocks):
+        if path.endswith(CROSS):
+            return True
         return len(parts) <= 3 or (len(parts) == 4 and parts[3].isdigit())
     listed = parts[-1].isdigit() and not any(part.isdigit() for part in parts[:-1])
     return len(parts) == 1 or listed

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from planner.case.device import Device
 from planner.case.evidence import Evidence
+from planner.case.hit_rate import span
 from planner.reporting import words
 from planner.reporting.figures import certified
 from planner.reporting.findings import Findings
@@ -206,6 +207,11 @@ def _rows_of_evidence(found: Findings, evidence: Evidence) -> tuple[Row, ...]:
             under = sum(value <= (goal.max_lpips or 0.0) for value in distance.per_prompt)
             rows.append(Row("prompts under the cap", "–", f"{under} of {distance.n}",
                             f"≥ {distance.share_under_cap_lower:.0%} of all prompts"))  # fmt: skip
+    rows += [
+        Row(f"forwards that {name} reuses", "–", f"{rate.value:.1%}",
+            f"{span((rate.low, rate.high))} expected of a call")
+        for name, rate in (evidence.hit_rates or {}).items()
+    ]  # fmt: skip
     rows.append(Row("peak memory", words.size(evidence.memory_baseline.value),
                     words.size(evidence.memory_tuned.value), "",
                     "" if goal.vram_bytes is None else words.size(goal.vram_bytes)))  # fmt: skip

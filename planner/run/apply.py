@@ -16,6 +16,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any
 
 from planner.case.case import Case
+from planner.case.hit_rate import Interval
 from planner.errors import PlannerError, TrialFailed, UsageError
 from planner.hooks.clock import StepClock
 from planner.hooks.residence import settled
@@ -23,6 +24,7 @@ from planner.passes import registry
 from planner.passes.base import Artifact, Context, Stage, Statistics
 from planner.plans.plan import Plan, PlannedPass
 from planner.run.calls import departures, merged
+from planner.run.expected import Expected, forget
 
 _NO_ARTIFACTS: Mapping[str, Artifact] = MappingProxyType({})
 
@@ -86,6 +88,7 @@ class Handle:
         self._kept: dict[str, dict[str, Any]] = {}
         self._stats: dict[str, Statistics] = {}
         self._warned: set[str] = set()
+        self._expected = Expected({})
         self._busy = threading.Lock()
         self._class: type = type(pipeline)
         self._signature = inspect.signature(self._class.__call__)
@@ -112,6 +115,15 @@ class Handle:
             if sentence:
                 found[name] = sentence
         return found
+
+    def expect(self, hit_rates: Mapping[str, Interval], *, strict: bool = False) -> None:
+        """Hold later calls against the shares of their forwards that passes should reuse.
+
+        A call outside of one ends certification: it is said in one `UnexpectedReuseWarning`, or,
+        `strict`, `PolicyDoesNotFit` is raised in the place of its result.
+        """
+        known = {name: rate for name, rate in hit_rates.items() if name in self.plan}
+        self._expected = Expected(known, strict=strict)
 
     def remove(self) -> None:
         """Take everything off again, in reverse order; a second call does nothing.
@@ -234,20 +246,26 @@ class Handle:
     def _run(self, original: Any, clock: StepClock, args: Any, kwargs: dict[str, Any]) -> Any:
         with self._alone():
             placed = dict(zip(self._places, args, strict=False))
-            self._watch(placed | kwargs)
+            departed = self._watch(placed | kwargs)
             if getattr(self.pipeline, "scheduler", None) is not self._scheduler:
                 self._follow(clock)
             full = merged(self.call, placed | kwargs)
             # Given twice, by place and by name, is the caller's error and stays one.
             named = {k: v for k, v in full.items() if k not in placed or k in kwargs}
+            forget(context.statistics for context in self._contexts.values())
             with clock.call():
                 try:
-                    return original(self.pipeline, *args, **named)
+                    output = original(self.pipeline, *args, **named)
                 finally:
                     self._stats = self._live()
+            if not departed and not getattr(self.pipeline, "_interrupt", False):
+                found = self._expected.departures(self._stats)
+                self.certified = self.certified and not found
+                self._expected.say(found)
+            return output
 
-    def _watch(self, given: Mapping[str, Any]) -> None:
-        """Warn once for each kind of departure from what was measured."""
+    def _watch(self, given: Mapping[str, Any]) -> bool:
+        """Warn once for each kind of departure from what was measured; tell if there is one."""
         batch = self.case.workload.batch_size
         found = departures(given, self.call, self._signature, batch)
         if getattr(self.pipeline, "scheduler", None) is not self._planned_scheduler:
@@ -261,6 +279,7 @@ class Handle:
                 stacklevel=4,
             )
         self.certified = self.certified and not found
+        return bool(found)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

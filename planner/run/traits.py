@@ -12,7 +12,11 @@ from planner.case.model import Traits
 from planner.case.noun import Scalar
 from planner.case.workload import Guidance
 from planner.errors import UsageError
-from planner.hooks.blocks import denoiser_name, denoiser_of, segments
+from planner.hooks.attention import KINDS, attention_in, kinds_at
+from planner.hooks.blocks import Segment, denoiser_name, denoiser_of, segments
+
+_ENDS_WITHOUT_TEXT = ("JointTransformerBlock",)
+"""Block classes that return no text stream where `context_pre_only` says so: SD3's last."""
 
 _BRANCH = re.compile(r"cache_context\(\s*[\"'](\w+)[\"']")
 
@@ -24,16 +28,19 @@ def traits_of(pipeline: Any) -> Traits:
     """
     name, module = denoiser_name(pipeline), denoiser_of(pipeline)
     declared = tuple(getattr(module, "_repeated_blocks", None) or ())
-    blocks = _blocks(module)
-    registered = all(_registered(type(block)) for block in blocks)
+    parts = _parts(module)
+    blocks = [block for part in parts for block in part.blocks]
+    skippable = bool(blocks) and all(_registered(type(block)) for block in blocks)
     return Traits(
         denoiser=name,
         denoiser_class=type(module).__name__,
         block_classes=tuple(dict.fromkeys(type(block).__name__ for block in blocks)),
         blocks=len(blocks),
-        cacheable=bool(blocks) and hasattr(module, "enable_cache") and registered,
-        skippable=bool(blocks) and registered,
+        cacheable=skippable and _readable(parts),
+        skippable=skippable,
+        attention=_attention(module) if parts else (),
         compilable=bool(declared),
+        extra_channels=_extra_channels(module.config),
         branches=_branches(_class(pipeline)),
         prompt_arguments=_prompt_arguments(pipeline),
     )
@@ -63,18 +70,56 @@ def guidance_of(pipeline: Any, call: Mapping[str, Scalar]) -> Guidance:
     return "sequential" if {"cond", "uncond"} <= set(branches) else "batched"
 
 
+def _extra_channels(config: Any) -> int:
+    """Return the channels that a denoiser takes beyond those that it returns, patches counted.
+
+    Some configs count the output's before they are packed into patches.
+    """
+    taken = config.get("in_channels") or 0
+    returned = config.get("out_channels") or taken
+    patch = config.get("patch_size")
+    packed = returned * patch**2 if isinstance(patch, int) else returned
+    return 0 if taken in (returned, packed) else int(taken) - int(returned)
+
+
 def _embeds_guidance(pipeline: Any) -> bool:
     config = denoiser_of(pipeline).config
     return bool(config.get("guidance_embeds")) or config.get("time_cond_proj_dim") is not None
 
 
-def _blocks(denoiser: Any) -> list[Any]:
-    """Return the blocks that passes can work on, in calling order; none where there is no list."""
+def _parts(denoiser: Any) -> tuple[Segment, ...]:
+    """Return the block lists that passes can work on; none where there are none."""
     try:
-        found = segments(denoiser)
+        return segments(denoiser)
     except UsageError:
-        return []
-    return [block for part in found for block in part.blocks]
+        return ()
+
+
+def _readable(parts: tuple[Segment, ...]) -> bool:
+    """Tell whether diffusers' block caches can read what these registered blocks take and return.
+
+    They look for the streams by their usual names, add up what blocks of all lists return, and
+    read every stream of the last. Source: diffusers.hooks.first_block_cache.
+    """
+    from diffusers.hooks._helpers import TransformerBlockRegistry
+
+    kinds = {type(block) for part in parts for block in part.blocks}
+    texts = {TransformerBlockRegistry.get(kind).return_encoder_hidden_states_index is not None
+             for kind in kinds}  # fmt: skip
+    streams = {"hidden_states", "encoder_hidden_states"} if True in texts else {"hidden_states"}
+    last = parts[-1].blocks[-1]
+    return (
+        len(texts) == 1
+        and all(streams <= set(inspect.signature(kind.forward).parameters) for kind in kinds)
+        and not any("temporal" in part.name for part in parts)  # one stream, turned for each list
+        and not (type(last).__name__ in _ENDS_WITHOUT_TEXT and last.context_pre_only)
+    )
+
+
+def _attention(denoiser: Any) -> tuple[str, ...]:
+    """Return the kinds of attention inside the blocks."""
+    found = {kind for place in attention_in(denoiser) for kind in kinds_at(place)}
+    return tuple(kind for kind in KINDS if kind in found)
 
 
 def _prompt_arguments(pipeline: Any) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from planner.case.noun import Noun
 from planner.errors import PlannerError, TrialFailed
-from planner.trials.protocol import REPLY, Loaded, Put, Refused, Rendered, encode
+from planner.trials.protocol import REPLY, Answer, encode
 
 _GRACE = 3.0
 """Seconds between asking a process group to end and ending it."""
@@ -74,7 +74,7 @@ class WorkerProcess:
         self._kill()
         return False
 
-    def ask(self, request: Noun, seconds: float, doing: str) -> Loaded | Put | Rendered | Refused:
+    def ask(self, request: Noun, seconds: float, doing: str) -> Answer:
         """Send a request and wait for its reply; `doing` says in a failure what was going on.
 
         Raises `TrialFailed` (stage timeout) after `seconds`, and (stage crash) if the process

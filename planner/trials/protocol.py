@@ -14,6 +14,7 @@ from planner import errors
 from planner.case.case import Case
 from planner.case.noun import Noun
 from planner.case.prompts import Prompt, Sample
+from planner.case.telemetry import Telemetry
 from planner.case.workload import Workload
 from planner.errors import PlannerError, TrialFailed
 from planner.plans.plan import Plan
@@ -53,6 +54,14 @@ class Render(Noun):
     save: bool = True
 
 
+class Record(Noun):
+    """Ask for what reference calls under a plan show to the passes' probes."""
+
+    kind: Literal["record"] = "record"
+    plan: Plan
+    prompts: tuple[Prompt, ...]
+
+
 class Loaded(Noun):
     """The pipeline is there: what it is, and the seconds that loading it took."""
 
@@ -82,6 +91,13 @@ class Rendered(Noun):
 
     kind: Literal["rendered"] = "rendered"
     samples: tuple[Sample, ...]
+
+
+class Recorded(Noun):
+    """What the steps of reference calls show."""
+
+    kind: Literal["recorded"] = "recorded"
+    telemetry: Telemetry
 
 
 class Refused(Noun):
@@ -115,11 +131,14 @@ class Refused(Noun):
         return kind(self.what, value=self.value, way_out=self.way_out)
 
 
-Request = Annotated[Load | PutOn | Render, Field(discriminator="kind")]
-Reply = Annotated[Loaded | Put | Rendered | Refused, Field(discriminator="kind")]
+Answer = Loaded | Put | Rendered | Recorded | Refused
+"""What a worker may reply."""
 
-REQUEST: TypeAdapter[Load | PutOn | Render] = TypeAdapter(Request)
-REPLY: TypeAdapter[Loaded | Put | Rendered | Refused] = TypeAdapter(Reply)
+Request = Annotated[Load | PutOn | Render | Record, Field(discriminator="kind")]
+Reply = Annotated[Answer, Field(discriminator="kind")]
+
+REQUEST: TypeAdapter[Load | PutOn | Render | Record] = TypeAdapter(Request)
+REPLY: TypeAdapter[Answer] = TypeAdapter(Reply)
 
 
 def encode(message: Noun) -> bytes:

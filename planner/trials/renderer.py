@@ -5,20 +5,21 @@ from __future__ import annotations
 import gc
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from planner.case.prompts import Prompt, Sample, by_call, hash_prompts
+from planner.case.telemetry import Telemetry
 from planner.case.workload import Workload
 from planner.errors import PlannerError, TrialFailed
 from planner.hooks.clock import StepClock
 from planner.measure.images import check_images, load_png, save_png, to_pixels
 from planner.measure.timing import timed, warm
 from planner.passes import registry
-from planner.passes.base import Artifact, Context, Render
+from planner.passes.base import Artifact, Context, Reference
 from planner.plans.plan import BASELINE, Plan, PlannedPass
 from planner.run.apply import Handle, put_on
 from planner.run.calls import reference_call
@@ -26,6 +27,7 @@ from planner.run.devices.base import backend
 from planner.run.pipeline import PipelineSource, case_of, load_pipeline
 from planner.trials.failing import failing_at
 from planner.trials.protocol import Put, Which
+from planner.trials.reference import ReferenceCalls
 
 if TYPE_CHECKING:
     from planner.measure.lpips import Lpips
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 BASELINE_FOLDER = "baseline"
 """Where, below a study's images, the untouched pipeline's lie as <prompt id>.png."""
 
-Calibrate = Callable[[Any, Any, Context, Render], Artifact]
+Calibrate = Callable[[Any, Any, Context, Reference], Artifact]
 
 
 class Batch(NamedTuple):
@@ -59,6 +61,7 @@ class Renderer:
         self._last: tuple[Prompt, Any] | None = None
         # Kept here too, for plans that fail after calibrating and so return no artifact.
         self._learned: dict[tuple[str, Plan, str], Artifact] = {}
+        self._telemetry: dict[Any, Telemetry] = {}
         self._load()
         self.case = case_of(self._pipeline, source, workload)
 
@@ -222,29 +225,48 @@ class Renderer:
         prompts: Sequence[Prompt],
     ) -> Artifact:  # fmt: skip
         """Let one pass learn with all earlier passes on; returns what a policy would hold."""
-        prefix = plan.before(entry.name)
+        with self._reference(plan.before(entry.name), known, prompts) as (reference, clock):
+            context = Context(
+                case=self.case, clock=clock, plan=tuple((p.name, p.parsed()) for p in plan.passes),
+                memo=self._memo.setdefault(entry.name, {}),
+            )  # fmt: skip
+            artifact = learn(self._pipeline, entry.parsed(), context, reference)
+        return dict(json.loads(json.dumps(artifact, allow_nan=False)))
+
+    def record(self, plan: Plan, prompts: Sequence[Prompt]) -> Telemetry:
+        """Return what reference calls under a plan show: see `hooks.recorder`.
+
+        Raises `TrialFailed` with stage calibrate, apply, guard, observe or memory.
+        """
+        self._take_off()
+        known = self._calibrated(plan, {}, prompts)
+        with failing_at("calibrate", plan), self._reference(plan, known, prompts) as (calls, _):
+            return calls.telemetry()
+
+    @contextmanager
+    def _reference(
+        self, prefix: Plan, known: Mapping[str, Artifact], prompts: Sequence[Prompt]
+    ) -> Iterator[tuple[ReferenceCalls, StepClock]]:
+        """Give reference calls under a plan, with their clock, inside the block."""
         handle = put_on(self._pipeline, prefix, self.case, known, self._memo)
         clock = StepClock()
         detach = clock.attach(self._pipeline.scheduler)
-        context = Context(
-            case=self.case, clock=clock, plan=tuple((p.name, p.parsed()) for p in plan.passes),
-            memo=self._memo.setdefault(entry.name, {}),
-        )  # fmt: skip
 
         def render() -> None:
             for batch in self._batches(prompts):
                 with clock.call():
                     self._candidate_call(handle, batch, "calibrate")
 
+        key = (prefix, hash_prompts(prompts))
+        calls = ReferenceCalls(self._pipeline, clock, render, self.case, self._telemetry, key)
         try:
-            artifact = learn(self._pipeline, entry.parsed(), context, render)
+            yield calls, clock
         finally:
             detach()
             if reversible(prefix):
                 handle.remove()
             else:
                 self._load()
-        return dict(json.loads(json.dumps(artifact, allow_nan=False)))
 
     def _take_off(self) -> None:
         handle, self._handle = self._handle, None

@@ -14,16 +14,27 @@ from typing import NamedTuple, Self, TypeVar
 from planner.case.case import Case
 from planner.case.noun import Noun
 from planner.case.prompts import Prompt, Sample
+from planner.case.telemetry import Telemetry
 from planner.case.workload import Workload
 from planner.errors import PlannerError, UsageError
 from planner.passes.base import Artifact
 from planner.plans.plan import BASELINE, Plan
 from planner.run.pipeline import PipelineSource
 from planner.trials.process import WorkerProcess
-from planner.trials.protocol import Load, Loaded, PutOn, Refused, Render, Rendered, Which
+from planner.trials.protocol import (
+    Load,
+    Loaded,
+    PutOn,
+    Record,
+    Recorded,
+    Refused,
+    Render,
+    Rendered,
+    Which,
+)
 from planner.trials.protocol import Put as Put
 
-_Reply = TypeVar("_Reply", Loaded, Put, Rendered)
+_Reply = TypeVar("_Reply", Loaded, Put, Rendered, Recorded)
 
 
 class _Current(NamedTuple):
@@ -136,6 +147,17 @@ class Supervisor:
         self.pipeline_seconds += steady
         self.overhead_seconds -= steady
         return samples
+
+    def record(self, plan: Plan, prompts: Sequence[Prompt], deadline: float) -> Telemetry:
+        """Return what reference calls under a plan show to the passes; no plan is on after it.
+
+        Raises `TrialFailed`; after `deadline` seconds with stage timeout.
+        """
+        self._current, self._on = None, False
+        process, request = self._ready(), Record(plan=plan, prompts=tuple(prompts))
+        with self._overhead():
+            doing = f"recording '{plan}'"
+            return self._ask(process, request, deadline, doing, Recorded).telemetry
 
     def __enter__(self) -> Self:
         self._ready()

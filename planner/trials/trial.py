@@ -6,15 +6,16 @@ from planner.case.noun import Noun
 from planner.case.outcome import Measured, Outcome
 from planner.plans.plan import Plan
 
-Origin = Literal["seed", "sampler", "bought"]
+Origin = Literal["seed", "sampler", "neighbour", "bought"]
 
 
 class Trial(Noun):
     """One plan with its outcome, who proposed it, and the wall seconds that it took.
 
-    `number` counts from zero within a study; `origin` is seed (an expert plan), sampler, or
-    bought (the winner less one pass); `predicted` is what was expected before the trial ran:
-    seconds of a call, with low and high; empty where nothing was, as in older ledgers.
+    `number` counts from zero within a study; `origin` is seed (an expert plan), sampler,
+    neighbour (of the best one so far), or bought (the winner less one pass); `predicted` is what
+    was expected before the trial ran: seconds of a call, with low and high; empty where nothing
+    was, as in older ledgers.
     """
 
     number: int

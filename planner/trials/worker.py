@@ -25,6 +25,8 @@ from planner.trials.protocol import (
     Loaded,
     Put,
     PutOn,
+    Record,
+    Recorded,
     Refused,
     Render,
     Rendered,
@@ -44,7 +46,9 @@ class Worker:
     def __init__(self) -> None:
         self._renderer: Renderer | None = None
 
-    def answer(self, request: Load | PutOn | Render) -> Loaded | Put | Rendered | Refused:
+    def answer(
+        self, request: Load | PutOn | Render | Record
+    ) -> Loaded | Put | Rendered | Recorded | Refused:
         """Do what is asked."""
         try:
             return self._answer(request)
@@ -65,7 +69,9 @@ class Worker:
         finally:
             gc.collect()
 
-    def _answer(self, request: Load | PutOn | Render) -> Loaded | Put | Rendered:
+    def _answer(
+        self, request: Load | PutOn | Render | Record
+    ) -> Loaded | Put | Rendered | Recorded:
         if isinstance(request, Load):
             return self._load(request)
         if self._renderer is None:
@@ -74,6 +80,8 @@ class Worker:
             return self._renderer.put(
                 request.plan, request.artifacts, request.prompts, settle=request.settle
             )
+        if isinstance(request, Record):
+            return Recorded(telemetry=self._renderer.record(request.plan, request.prompts))
         samples = self._renderer.render(request.which, request.prompts, request.save)
         return Rendered(samples=tuple(samples))
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
 
 from planner.case.device import Device
 from planner.case.evidence import Certificate, Distance, Evidence, Latency, Quantity
 from planner.case.goal import Goal
+from planner.case.hit_rate import HitRate, reused
+from planner.case.noun import Scalar
 from planner.case.outcome import Measured
 from planner.case.prompts import Sample
 from planner.measure.lpips import IMPLEMENTATION
 from planner.measure.statistics import mean_upper, median_upper, quantile, share_lower
+from planner.passes import registry
 from planner.plans.plan import Plan
 from planner.policy.atomic import replace
 from planner.policy.file import PolicyFile, schema_text, write_policy
@@ -63,7 +66,7 @@ def evidence(
         first_call_seconds=round(began.first_call_seconds, 3),
         pays_off_after_images=math.ceil(start / saved) if saved > 0 else None,
         statistics=rounds.candidate[-1].statistics,
-        expected_hit_rates=hit_rates(rounds.candidate),
+        hit_rates=hit_rates(rounds.candidate),
         certificate=certificate,
         protocol=PROTOCOL.format(rounds=_ALTERNATING if certificate else _BRACKETED),
         trials=len(trials),
@@ -90,7 +93,7 @@ def rounds_of_trial(trial: Trial) -> Rounds:
     size = max(1, len(outcome.lpips) // len(outcome.seconds))
     candidate = tuple(
         Sample(prompts=(str(i),), seconds=seconds, memory_bytes=outcome.memory_bytes,
-               lpips=outcome.lpips[i * size : (i + 1) * size], statistics=outcome.statistics)
+               lpips=outcome.lpips[i * size : (i + 1) * size], statistics=_counted(outcome, i))
         for i, seconds in enumerate(outcome.seconds)
     )  # fmt: skip
     baseline = tuple(
@@ -100,18 +103,44 @@ def rounds_of_trial(trial: Trial) -> Rounds:
     return Rounds(candidate=candidate, baseline=baseline)
 
 
-def hit_rates(samples: Sequence[Sample]) -> dict[str, tuple[float, float]]:
-    """Return per pass the interval of reused / (computed + reused) seen, widened by 0.05."""
-    rates: dict[str, list[float]] = {}
+def _counted(outcome: Measured, call: int) -> dict[str, dict[str, Scalar]]:
+    """Return what passes counted in a call; trials of older ledgers know their last one alone."""
+    if call == len(outcome.seconds) - 1:
+        return outcome.statistics
+    return {name: {**outcome.statistics.get(name, {}), "hit_rate": rates[call]}
+            for name, rates in outcome.hit_rates.items()}  # fmt: skip
+
+
+def hit_rates(samples: Sequence[Sample]) -> dict[str, HitRate] | None:
+    """Return by counting pass the mean share of reused forwards, and what to expect of a call.
+
+    That is what was seen where the mask is known before the call. A pass that decides by the
+    images may do otherwise on others: of 33 calls, one of the two at the ends lies beyond the
+    rest by chance, so one step of every branch is added, the least by which two calls differ.
+    """
+    seen: dict[str, list[Mapping[str, Scalar]]] = {}
     for sample in samples:
-        for name, counters in sample.statistics.items():
-            computed, reused = counters.get("computed"), counters.get("reused")
-            if isinstance(computed, int) and isinstance(reused, int) and computed + reused:
-                rates.setdefault(name, []).append(reused / (computed + reused))
-    return {
-        name: (round(max(0.0, min(seen) - 0.05), 4), round(min(1.0, max(seen) + 0.05), 4))
-        for name, seen in rates.items()
-    }
+        for name in reused(sample.statistics):
+            seen.setdefault(name, []).append(sample.statistics[name])
+    return {name: _hit_rate(name, calls) for name, calls in seen.items()} or None
+
+
+def _hit_rate(name: str, calls: Sequence[Mapping[str, Scalar]]) -> HitRate:
+    rates = [reused({name: counters})[name] for counters in calls]
+    low, high = min(rates), max(rates)
+    # What an image's neighbours in the batch can change is decided by what the images are.
+    if low < high or not registry.get(name).batch_invariant:
+        step = max(_one_step(counters) for counters in calls)
+        low, high = max(0.0, low - step), min(1.0, high + step)
+    return HitRate(value=round(fmean(rates), 4), low=round(low, 4), high=round(high, 4),
+                   calls=len(rates))  # fmt: skip
+
+
+def _one_step(counters: Mapping[str, Scalar]) -> float:
+    """Return the share of a call's forwards that one step of every branch is."""
+    counts = {key: value for key, value in counters.items() if isinstance(value, int)}
+    branches = sum(key.startswith("reused_") for key in counts)
+    return max(1, branches) / max(1, counts.get("computed", 0) + counts.get("reused", 0))
 
 
 def write(policy: PolicyFile, path: Path) -> None:

@@ -16,9 +16,11 @@ from typing import NamedTuple
 import numpy as np
 
 from planner.case.noun import Noun
-from planner.case.telemetry import Telemetry
+from planner.case.telemetry import Series, Telemetry
 from planner.case.work import Operation, Phase, Work
 from planner.errors import UsageError
+from planner.hooks.branches import SINGLE
+from planner.hooks.reuse import steps_of
 from planner.passes import registry
 from planner.passes.base import Settings
 from planner.plans.plan import Plan, PlannedPass
@@ -80,12 +82,15 @@ class _Lesson(NamedTuple):
 class Foresight:
     """Predicts plans of one study and learns from its trials, in their order."""
 
-    def __init__(self, footing: Footing, reference_seconds: float) -> None:
-        self._footing, self._reference = footing, reference_seconds
+    def __init__(
+        self, footing: Footing, reference_seconds: float, telemetry: Telemetry | None = None
+    ) -> None:
+        """Take what the untouched call computes and takes, and what its steps showed to caches."""
+        self._footing, self._reference, self._telemetry = footing, reference_seconds, telemetry
         self._eager = explained(footing.eager, footing.work, reference_seconds)
         self._compiled = explained(footing.compiled, footing.work, reference_seconds)
         self._untouched = _seconds(footing.work, self._eager)
-        self._steps = _steps(footing.work)
+        self._steps = steps_of(footing.work)
         self._shares = Shares()
         self._lessons: list[_Lesson] = []
         self._errors: list[float] = []
@@ -131,20 +136,23 @@ class Foresight:
         return 0.0 if budget is None or found is None else max(0.0, found.seconds - budget)
 
     def _caches(self, plan: Plan) -> list[tuple[str, Settings, float]]:
-        """Return the passes that decide at run time which steps they skip, and the steps they see.
+        """Return the passes whose skipped steps only their trials show, and the steps they see.
 
-        One whose steps are known before the run says so by its effect, which is then exact.
+        One whose steps are known before the run says so by its effect, which is then exact; so
+        does one that telemetry simulates.
         """
         found = [one for one in plan.passes if _REUSE in registry.get(one.name).owns
                  and not self._is_exact(one)]  # fmt: skip
         if not found:
             return []
-        steps = _steps(self._work(plan, {})) / self._steps if self._steps else 1.0
+        steps = steps_of(self._work(plan, {})) / self._steps if self._steps else 1.0
         return [(one.name, one.parsed(), steps) for one in found]
 
     def _is_exact(self, one: PlannedPass) -> bool:
-        work = self._footing.work
-        after = registry.get(one.name).effect(work, one.parsed(), None)
+        found, work = registry.get(one.name), self._footing.work
+        if self._telemetry is not None and found.masks:
+            return bool(found.masks(one.parsed(), self._telemetry))
+        after = found.effect(work, one.parsed(), None)
         return after.computed_forwards < work.computed_forwards
 
     def _work(self, plan: Plan, shares: dict[str, float]) -> Work:
@@ -152,9 +160,10 @@ class Foresight:
         for one in plan.passes:
             effect, settings = registry.get(one.name).effect, one.parsed()
             if one.name in shares:
-                work = _reused(work, effect(work, settings, _still(work)), shares[one.name])
+                least = effect(work, settings, _still(work, one.name))
+                work = _reused(work, least, shares[one.name])
             else:
-                work = effect(work, settings, None)
+                work = effect(work, settings, self._telemetry)
         return work
 
     def _ratio(self, plan: Plan, shares: dict[str, float]) -> float | None:
@@ -234,25 +243,21 @@ def _seconds(work: Work, speeds: Speeds) -> float:
     return float(price(Table.of([work]), [speeds]).total[0])
 
 
-def _steps(work: Work) -> float:
-    """Return the steps of the denoiser's longest branch; two experts share those of a branch."""
-    branches: dict[str | None, float] = {}
-    for phase in work.phases:
-        if phase.name == "denoise":
-            branches[phase.branch] = branches.get(phase.branch, 0.0) + phase.calls
-    return max(branches.values(), default=0.0)
-
-
-def _still(work: Work) -> Telemetry:
-    """Return the telemetry of a run in which no step changes anything."""
-    steps = {phase.branch or "single": (0.0,) * (round(phase.calls) - 1)
-             for phase in work.phases if phase.name == "denoise"}  # fmt: skip
-    return Telemetry(branches={branch: (none, none) for branch, none in steps.items()},
-                     ratios={branch: (1.0,) * len(none) for branch, none in steps.items()})
+def _still(work: Work, cache: str) -> Telemetry:
+    """Return the telemetry of a call whose latents move, and nothing else that a cache sees."""
+    steps = steps_of(work)
+    rows = tuple((0.0,) * step for step in range(steps))
+    series = Series(sizes=(1.0,) * steps, apart=rows, ratios=(1.0,) * max(0, steps - 1),
+                    products=tuple((1.0,) * (step + 1) for step in range(steps)))  # fmt: skip
+    moving = series.model_copy(update={"apart": tuple((1.0,) * step for step in range(steps))})
+    seen = dict.fromkeys(("output", "residual", cache), series) | {"latents": moving}
+    branches = {phase.branch or SINGLE for phase in work.phases if phase.name == "denoise"}
+    run = {branch: seen for branch in sorted(branches)}
+    return Telemetry(places=tuple(float(step) for step in range(steps)), runs=(run,))
 
 
 def _reused(work: Work, still: Work, share: float) -> Work:
-    """Return the work whose block stack runs at a share of the denoiser's calls.
+    """Return the work whose denoiser, or block stack, runs at a share of the calls.
 
     `still` is what the cache leaves where nothing changes: what it runs even then, such as the
     block that it watches, runs at every call.
@@ -263,6 +268,8 @@ def _reused(work: Work, still: Work, share: float) -> Work:
         return op if runs else op.model_copy(update={"share": op.share * share})
 
     def cached(phase: Phase, least: Phase) -> Phase:
+        if least.calls < phase.calls:
+            return phase.model_copy(update={"calls": phase.calls * share})
         pairs = zip(phase.operations, least.operations, strict=True)
         return phase.model_copy(update={"operations": tuple(less(*pair) for pair in pairs)})
 

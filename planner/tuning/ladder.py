@@ -175,10 +175,12 @@ class Planner:
     def _cached(self, stack: Stack) -> Rung | None:
         """Return the rung of a cache: one that needs no calibration, if there is one.
 
+        Among these what needs no further library, and what reuses residuals rather than outputs,
+        which bears more error (Delta-DiT's ablation), comes first.
         What a cache that decides at run time leaves to compute is not known before: the range of
         others' caches stands for it.
         """
-        names = sorted(self._owning(_REUSE), key=lambda one: bool(registry.get(one).calibrate))
+        names = sorted(self._owning(_REUSE), key=_burden)
         grown = (self._with(stack, name) for name in names)
         chosen = next((one for one in grown if self._legal(one)), None)
         if chosen is None:
@@ -234,6 +236,12 @@ class Planner:
             if not front or memory < front[-1][2]:
                 front.append((plan, seconds, memory))
         return tuple(front)
+
+
+def _burden(name: str) -> tuple[bool, bool, bool]:
+    """Rank caches by what they ask for: a calibration, a library, reuse of whole outputs."""
+    one = registry.get(name)
+    return bool(one.calibrate), bool(one.imports), one.around is not None
 
 
 def _plain(stack: Stack) -> dict[str, dict[str, Any]]:

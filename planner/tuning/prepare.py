@@ -49,7 +49,7 @@ def prepare(
     seed = asked.get("seed") or 0
     certify = not asked.get("no_certify", False)
     check_narrowing(asked.get("domains") or {})
-    split = _split(model, asked, seed, certify=certify, batch=workload.batch_size)
+    split = split_of(model, asked, seed, certify=certify, batch=workload.batch_size)
     prompts = hash_prompts((*split.search, *split.certify))
     return TuneRequest(
         source=source, workload=workload.model_copy(update={"prompts": prompts}),
@@ -169,9 +169,13 @@ def _usual_dtype(device: str | None) -> Literal["float32", "bfloat16"]:
     return "float32" if backend(device).torch_device == "cpu" else "bfloat16"
 
 
-def _split(
+def split_of(
     model: str, asked: Mapping[str, Any], seed: int, *, certify: bool, batch: int
 ) -> Split:
+    """Return the prompts of a search, and those kept for its certificate where one is wanted.
+
+    Raises `UsageError` where none or too few are known.
+    """
     if asked.get("prompts") is not None:
         texts = read_prompts(Path(asked["prompts"]))
         return split_file(texts, seed, certify=certify, batch=batch)

@@ -13,6 +13,7 @@ from math import inf, sqrt
 from statistics import fmean, stdev
 
 from planner.case.goal import Goal
+from planner.case.hit_rate import by_pass, reused
 from planner.case.noun import Noun
 from planner.case.outcome import Failed, Measured, Outcome
 from planner.case.prompts import Prompt, Sample, by_call
@@ -21,6 +22,7 @@ from planner.passes.base import Artifact
 from planner.plans.plan import Plan
 from planner.trials.protocol import Put, Which
 from planner.trials.supervisor import Supervisor
+from planner.tuning.recorded import reference_prompts
 
 _LOST = 0.95
 """Confidence at which a plan counts as worse than the best one or the cap."""
@@ -77,8 +79,9 @@ class Race:
         deadline = _within(300 + 10 * reference_seconds, until)
         # Warmed on the last call: the first timed one must meet a prompt that no cache has seen.
         put = self._worker.put(
-            plan, self._artifacts(plan), self.calls[-1], deadline, as_deployed=as_deployed
-        )
+            plan, self._artifacts(plan), reference_prompts(self.calls), deadline,
+            as_deployed=as_deployed,
+        )  # fmt: skip
         self._learned(plan, put.artifacts)
         return put
 
@@ -121,6 +124,7 @@ def _measured(
         first_call_seconds=put.first_call_seconds,
         apply_seconds=put.apply_seconds,
         statistics=samples[-1].statistics,
+        hit_rates=by_pass([reused(sample.statistics) for sample in samples]),
         stopped_early=lost,
     )
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 from planner.case.goal import Goal
 from planner.case.outcome import Measured
+from planner.case.telemetry import Telemetry
+from planner.passes import registry
 from planner.plans.graph import Graph
 from planner.plans.plan import Plan
 from planner.trials.trial import Origin, Skipped, Trial
@@ -27,6 +29,9 @@ _BOUGHT_CALLS = 3
 _OVERTIME = 60.0
 """Seconds, besides ten untouched calls, that the last trial may take longer than is left."""
 
+_LOCAL = 3
+"""After the seeds every so-manieth plan is a neighbour of the best one, not the sampler's."""
+
 _SKIPPED_IN_A_ROW = 5
 """Proposals of the sampler that may be skipped one after another before one is measured."""
 
@@ -37,13 +42,14 @@ class Search:
     def __init__(
         self, session: Session, race: Race, graph: Graph, goal: Goal, noise: Noise,
         progress: Progress, foresight: Foresight | None = None,
+        telemetry: Telemetry | None = None,
     ) -> None:  # fmt: skip
         self.session, self.race, self.graph = session, race, graph
         self.goal, self.noise, self.progress = goal, noise, progress
-        self.foresight, self._skipped_in_a_row = foresight, 0
-        request = session.request
+        self.foresight, self._skipped_in_a_row, self._turn = foresight, 0, 0
+        request, self.telemetry = session.request, telemetry
         case = graph.case
-        variables = space(graph, case, request.domains)
+        variables = space(graph, case, request.domains, telemetry)
         self._plans = deque(
             expert_plans(request, graph, goal, variables, noise.reference_seconds, foresight)
         )
@@ -150,7 +156,23 @@ class Search:
             plan = self._plans.popleft()
             if plan not in known and plan.passes:
                 return plan, "seed"
-        return self.study.ask(), "sampler"
+        self._turn += 1
+        near = self._neighbour(known) if self._turn % _LOCAL == 0 else None
+        return (near, "neighbour") if near else (self.study.ask(), "sampler")
+
+    def _neighbour(self, known: set[Plan]) -> Plan | None:
+        """Return a plan a small step from the best one, by the pass that knows its neighbours."""
+        found = incumbent(self.session.trials(), self.goal, self.noise.reference_seconds)
+        plan = found[0].plan if found else Plan()
+        artifacts = self.session.artifacts(plan)
+        for entry in plan.passes:
+            near = registry.get(entry.name).neighbours
+            learned = artifacts.get(entry.name, {})
+            for values in near(entry.parsed(), learned, self.telemetry) if near else ():
+                moved = plan.replaced(entry.name, values)
+                if moved not in known and self.graph.why_not(moved) is None:
+                    return moved
+        return None
 
     def _skipped(self, plan: Plan, origin: Origin) -> bool:
         """Skip a plan whose optimistic end misses the budget, and write that down; tell whether.

@@ -13,6 +13,7 @@ from typing import Any
 
 from planner.case.case import Case
 from planner.case.noun import Scalar
+from planner.case.telemetry import Telemetry
 from planner.errors import UsageError, nearest
 from planner.passes import registry
 from planner.passes.base import Domain, Pass, domains
@@ -27,15 +28,23 @@ Space = dict[str, Domain]
 Narrowing = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
-def space(graph: Graph, case: Case, narrowing: Narrowing | None = None) -> Space:
-    """Return variable name → domain for every legal pass: slots first, then settings."""
+def space(
+    graph: Graph, case: Case, narrowing: Narrowing | None = None,
+    telemetry: Telemetry | None = None,
+) -> Space:  # fmt: skip
+    """Return variable name → domain for every legal pass: slots first, then settings.
+
+    `telemetry` of the untouched call narrows thresholds to those that change anything.
+    """
     narrowing = narrowing or {}
     variables: Space = {}
     for slot, members in slots(graph).items():
         asked = tuple(name for name in members if name in graph.required)
         variables[slot] = Domain(choices=asked or (OFF, *members))
     for one in graph.legal:
-        for setting, domain in _domains(one, case, narrowing.get(one.name, {})).items():
+        for setting, domain in _domains(
+            one, case, narrowing.get(one.name, {}), telemetry
+        ).items():
             variables[f"{one.name}.{setting}"] = domain
     return variables
 
@@ -130,10 +139,29 @@ def _repair(plan: Plan, graph: Graph) -> Plan:
     return plan.without((droppable or [plan.names[-1]])[0])
 
 
-def _domains(one: Pass, case: Case, narrowing: Mapping[str, Mapping[str, Any]]) -> Space:
+def uninformative(graph: Graph, narrowing: Narrowing, telemetry: Telemetry) -> list[str]:
+    """Return one sentence for every asked range that lies where its setting changes nothing."""
+    said = []
+    for one in (one for one in graph.legal if one.narrow is not None):
+        found = one.narrow(graph.case, telemetry) if one.narrow else {}
+        for setting, limits in narrowing.get(one.name, {}).items():
+            known, low, high = found.get(setting), limits.get("low"), limits.get("high")
+            if known is None or known.low is None or known.high is None:
+                continue
+            if (high is not None and high <= known.low) or (low is not None and low >= known.high):
+                asked = f"{known.low if low is None else low:g} to {high:g}" if high else f"{low:g}"
+                said.append(f"{one.name}.{setting} is asked for {asked}, but changes something "
+                            f"only from {known.low:.3g} to {known.high:.3g} here")  # fmt: skip
+    return said
+
+
+def _domains(
+    one: Pass, case: Case, narrowing: Mapping[str, Mapping[str, Any]],
+    telemetry: Telemetry | None,
+) -> Space:  # fmt: skip
     found = domains(one.settings)
     if one.narrow is not None:
-        found |= one.narrow(case, None)
+        found |= one.narrow(case, telemetry)
     return _narrowed(one, found, narrowing)
 
 

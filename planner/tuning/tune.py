@@ -24,9 +24,11 @@ from planner.tuning.foresight import Foresight, compared, rank_correlation
 from planner.tuning.noise import Noise, measure_noise, resolve
 from planner.tuning.policies import Conclusion, make_policy, refuse_to_replace
 from planner.tuning.race import Race
+from planner.tuning.recorded import recorded
 from planner.tuning.request import TuneRequest, TuneResult
 from planner.tuning.search import Search
 from planner.tuning.session import Progress, Session, study_folder
+from planner.tuning.space import uninformative
 from planner.units import format_seconds
 
 
@@ -93,8 +95,12 @@ class Tuning:
         noise = measure_noise(self.session, self.worker, self.race.calls)
         goal = resolve(self.request.goal, noise)
         self._say_plan(noise)
-        foresight = Foresight(stands, noise.reference_seconds) if stands else None
-        search = Search(self.session, self.race, self.graph, goal, noise, self.progress, foresight)
+        seen = recorded(self.session, self.worker, self.race.calls, self.progress)
+        for said in uninformative(self.graph, self.request.domains, seen) if seen else ():
+            self.progress.say(f"warning: {said}")
+        foresight = Foresight(stands, noise.reference_seconds, seen) if stands else None
+        search = Search(self.session, self.race, self.graph, goal, noise, self.progress, foresight,
+                        seen)  # fmt: skip
         reserve = self.reserve(noise)
         self._refuse_too_short(noise, reserve)
         if self.session.ledger.bodies("finalists"):

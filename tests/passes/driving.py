@@ -13,14 +13,15 @@ from planner.case.case import Case
 from planner.case.device import Device
 from planner.case.telemetry import Telemetry
 from planner.case.work import Work
-from planner.hooks.blocks import beneath_hooks, own_forward
-from planner.hooks.changes import Recording
+from planner.hooks.beneath import beneath_hooks, own_forward
+from planner.hooks.blocks import denoiser_name, denoiser_of, segments
 from planner.hooks.clock import StepClock
 from planner.passes import registry
 from planner.passes.base import Artifact, Context
 from planner.plans.plan import Plan
 from planner.run.apply import Handle, LeavesCaseWarning, put_on
-from tests.tiny import CALL, tiny_case, tiny_flux
+from planner.trials.reference import ReferenceCalls
+from tests.tiny import CALL, SDXL_CALL, tiny_case, tiny_flux, tiny_sdxl
 
 H100 = Device(kind="cuda", name="NVIDIA H100", capability=(9, 0), memory_bytes=80 * 2**30)
 """A device that is only declared: what is legal there can be asked here."""
@@ -32,12 +33,15 @@ class Bench:
     `images` of `call`'s size are drawn at once; `decoded` draws pixels instead of latents.
     """
 
-    def __init__(self, images: int = 1, decoded: bool = False, **call: Any) -> None:
-        self.pipe = tiny_flux()
-        self.call = CALL | call
+    def __init__(
+        self, images: int = 1, decoded: bool = False, make: Callable[[], Any] = tiny_flux,
+        usual: Mapping[str, Any] = CALL, **call: Any,
+    ) -> None:  # fmt: skip
+        self.pipe = make()
+        self.call = dict(usual) | call
         self.images = images
         self.output = "pt" if decoded else "latent"
-        self.case: Case = tiny_case(self.pipe, **call)
+        self.case: Case = tiny_case(self.pipe, self.call)
         batch = self.case.workload.model_copy(update={"batch_size": images})
         self.case = self.case.model_copy(update={"workload": batch})
         self.memo: dict[str, Any] = {}
@@ -54,7 +58,7 @@ class Bench:
             prompts = prompt
         if not hasattr(type(self.pipe), "_planner_handle"):
             arguments = self.call | arguments
-        drawn: torch.Tensor = self.pipe(prompts, **arguments).images
+        drawn: torch.Tensor = self.pipe(prompts, **arguments)[0]  # images, or a video's frames
         return drawn
 
     @functools.cached_property
@@ -65,9 +69,9 @@ class Bench:
     @functools.cached_property
     def telemetry(self) -> Telemetry:
         """Changes from step to step in the untouched reference call."""
-        with self.framed() as (clock, render), Recording(self.pipe, clock) as recorder:
-            render()
-            return recorder.telemetry()
+        with self.framed() as (clock, render):
+            calls = ReferenceCalls(self.pipe, clock, render, self.case, {}, "untouched")
+            return calls.telemetry()
 
     @functools.cached_property
     def work(self) -> Work:
@@ -104,7 +108,9 @@ class Bench:
             with self.framed() as (clock, render):
                 context = Context(case=self.case, clock=clock)
                 settings = found.settings()
-                self.artifacts[name] = found.calibrate(self.pipe, settings, context, render)
+                memo = {"untouched": self.telemetry}
+                calls = ReferenceCalls(self.pipe, clock, render, self.case, memo, "untouched")
+                self.artifacts[name] = found.calibrate(self.pipe, settings, context, calls)
         return self.artifacts.get(name, {})
 
     def put(self, passes: Mapping[str, Mapping[str, Any]]) -> Handle:
@@ -124,6 +130,12 @@ def shared_bench() -> Bench:
 def large_bench() -> Bench:
     """A bench that draws two images, larger than a decoder's smallest tile, to the pixel."""
     return Bench(images=2, decoded=True, height=288, width=272, num_inference_steps=4)
+
+
+@functools.cache
+def unet_bench() -> Bench:
+    """A bench with a U-Net, whose guidance is in the same forward."""
+    return Bench(make=tiny_sdxl, usual=SDXL_CALL)
 
 
 def declared_bench() -> Bench:
@@ -152,25 +164,45 @@ def newest_bench() -> Bench:
     return found
 
 
-class Executed:
-    """Counts what a tiny Flux really computes: forwards of the denoiser and of its stack.
+def deepest(pipe: Any) -> str:
+    """Return the path of the block that only a whole forward runs: the last, or a U-Net's mid."""
+    denoiser = denoiser_of(pipe)
+    if hasattr(denoiser, "mid_block"):
+        return "mid_block"
+    last = segments(denoiser)[-1]
+    return f"{last.name}.{len(last.blocks) - 1}"
 
-    Enter it after a plan is on, leave it before: the last block is watched underneath all hooks
-    and around compiled code.
+
+def stacks(work: Work, pipe: Any) -> float:
+    """Return the denoiser calls that run the stack to its end: the share of its deepest block."""
+    inside = f"{deepest(pipe)}."
+    return sum(
+        phase.calls * [op.share for op in phase.operations if op.path.startswith(inside)][-1]
+        for phase in work.phases if phase.name == "denoise"
+    )  # fmt: skip
+
+
+class Executed:
+    """Counts what a tiny pipeline really computes: forwards of the denoiser and of its stack.
+
+    Enter it after a plan is on, leave it before: the deepest block is watched underneath all
+    hooks and around compiled code.
     """
 
     def __init__(self, pipe: Any) -> None:
         self.forwards = self.stacks = self.encodings = 0
-        last = pipe.transformer.single_transformer_blocks[-1]
+        denoiser = denoiser_of(pipe)
+        last = denoiser.get_submodule(deepest(pipe))
         inner = own_forward(last)
 
         def stack(*args: Any, **kwargs: Any) -> Any:
             self.stacks += 1
             return inner(*args, **kwargs)
 
+        first = next(layer for name, layer in denoiser.named_children() if name in _FIRST)
         self._undo = [
             beneath_hooks(last, stack),
-            pipe.transformer.x_embedder.register_forward_hook(self._forward).remove,
+            first.register_forward_hook(self._forward).remove,
             pipe.text_encoder.register_forward_hook(self._encode).remove,
         ]
 
@@ -188,14 +220,17 @@ class Executed:
             undo()
 
 
+_FIRST = ("x_embedder", "conv_in")
+"""Layers of which a denoiser has one, which runs in every forward."""
+
 OWN = ("encode_prompt", "_all_hooks", "_offload_device", "_offload_gpu_id")
 """Attributes of a pipeline that only a pass would set on the instance."""
 
 
 def leftovers(pipe: Any) -> list[str]:
     """Name every trace of a pass: hooks, replaced forwards, caches, casts, flags, backends."""
-    found = ["cache"] if pipe.transformer.is_cache_enabled else []
-    for part in ("transformer", "vae", "text_encoder", "text_encoder_2"):
+    found = ["cache"] if getattr(denoiser_of(pipe), "is_cache_enabled", False) else []
+    for part in (denoiser_name(pipe), "vae", "text_encoder", "text_encoder_2"):
         found += [f"{part}.{trace}" for trace in traces(getattr(pipe, part))]
     found += [f"vae.{name}" for name in ("use_tiling", "use_slicing") if getattr(pipe.vae, name)]
     found += [] if pipe.vae.tile_sample_min_size == 64 else ["vae.tile_sample_min_size"]

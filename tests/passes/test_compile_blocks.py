@@ -1,6 +1,5 @@
 """Compiled blocks underneath hooks."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -8,28 +7,10 @@ import torch
 
 from planner.passes import registry
 from planner.passes.compilation import compile_blocks
-from tests.passes.driving import Bench, Executed, shared_bench
+from tests.passes.driving import Bench, Executed
 
 PASS = registry.get("compile_blocks")
 SHORT: dict[str, Any] = {"steps": {"num_inference_steps": 4}}
-
-
-@pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """Dynamo's counters over a compile without a code generator, which is the slow part."""
-    from torch._dynamo.utils import counters
-
-    real = torch.compile
-
-    def compile_(function: Any, *, mode: str, dynamic: bool | None, **limit: Any) -> Any:
-        return real(function, backend="aot_eager", dynamic=dynamic, **limit)
-
-    monkeypatch.setattr(torch, "compile", compile_)
-    shared = shared_bench()
-    kept, shared.memo = shared.memo, {}
-    counters.clear()
-    yield counters
-    shared.memo = kept
 
 
 def test_one_graph_serves_all_blocks_of_a_class_whatever_passes_are_on(

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from planner.case.goal import Goal
 from planner.errors import UsageError
 from planner.passes import registry
 from planner.passes.compilation import cuda_graphs
 from planner.passes.compilation.cuda_graphs import MOST_FORMS, Recorder
 from planner.plans.graph import build
 from planner.plans.plan import Plan
+from planner.plans.seeds import seeds
 from tests.passes.driving import Bench, declared_bench
 from tests.passes.gpus import gpu, heavy_work, on_gpu
 
@@ -87,6 +89,8 @@ def test_a_cpu_records_nothing_and_says_so(bench: Bench) -> None:
 @pytest.mark.parametrize(("other", "said"), [
     ("tea_cache", "would replay what tea_cache decided at the first step"),
     ("first_block_cache", "would replay what first_block_cache decided"),
+    ("pyramid_attention_broadcast", "would replay what pyramid_attention_broadcast decided"),
+    ("modulation_cache", "would replay what modulation_cache decided at the first step"),
     ("group_offload", "and group_offload moves them"),
     ("model_offload", "and model_offload moves them"),
 ])  # fmt: skip
@@ -98,6 +102,14 @@ def test_what_decides_on_the_host_or_moves_weights_is_refused(other: str, said: 
 @pytest.mark.parametrize("other", ["text_encoder_offload", "compile_blocks", "steps"])
 def test_what_leaves_the_forward_alone_is_not(other: str) -> None:
     assert build(on_gpu()).why_not(Plan.of({"cuda_graphs": {}, other: {}})) is None
+
+
+def test_a_free_pass_gives_way_to_it_in_a_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("planner.plans.seeds.MOST", 99)
+    found = seeds(build(on_gpu()), on_gpu(), Goal(max_lpips=0.1))
+    alone = [plan for plan in found if "cuda_graphs" in plan]
+    assert alone and not any("modulation_cache" in plan for plan in alone)
+    assert all("modulation_cache" in plan for plan in found if plan not in alone)
 
 
 def test_an_older_torch_has_no_such_graphs() -> None:

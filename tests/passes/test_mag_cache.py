@@ -1,14 +1,18 @@
 """MagCache's rule by its published masks, and what it does on a pipeline."""
 
+import itertools
+
 import pytest
 import torch
 
 from planner.errors import TrialFailed
+from planner.hooks.skipping import stretched
 from planner.passes import registry
 from planner.passes.caching.mag_cache import MagCacheSettings, mask
 from planner.plans.plan import Plan
 from planner.run.apply import put_on
 from tests.passes.driving import Bench
+from tests.passes.watching import Added
 
 PASS = registry.get("mag_cache")
 FLUX = (
@@ -41,12 +45,26 @@ def test_the_mask_is_known_before_the_run_and_is_what_runs(bench: Bench) -> None
     assert found["reused"]
 
 
-def test_ratios_are_those_of_the_residuals_lengths(bench: Bench) -> None:
-    seen = bench.telemetry.ratios  # recorded by another recorder, over all tokens
+def test_ratios_are_the_mean_over_tokens_of_the_residuals_lengths(bench: Bench) -> None:
+    with Added(bench.pipe) as watched:
+        bench.draw()
     ratios = bench.artifact("mag_cache")["ratios"]
-    assert set(seen) == set(ratios)
-    for branch, values in seen.items():
-        assert ratios[branch] == pytest.approx(values, rel=1e-3) and len(values) == 9
+    assert set(ratios) == {"cond", "uncond"}
+    for branch, residuals in watched.branches.items():
+        lengths = [one.norm(dim=-1) for one in residuals]
+        expected = [float((now / last).mean()) for last, now in itertools.pairwise(lengths)]
+        assert ratios[branch] == pytest.approx(expected, rel=1e-4) and len(expected) == 9
+
+
+def test_a_recorded_call_of_another_length_gives_the_mask_stretched(bench: Bench) -> None:
+    settings = MagCacheSettings(threshold=0.3, most=2, start=0.1)
+    ((branch, mine), *_) = PASS.masks(settings, bench.telemetry)[0].items()
+    longer = bench.work.mapped(lambda phase: phase.model_copy(
+        update={"calls": 20 if phase.name == "denoise" else phase.calls}))  # fmt: skip
+    after = PASS.effect(longer, settings, bench.telemetry)
+    denoise = next(one for one in after.phases if one.branch == branch)
+    share = next(op.share for op in denoise.operations if op.block)
+    assert share == pytest.approx(stretched(mine, 20).count("1") / 20)
 
 
 def test_without_a_calibration_it_is_refused_and_nothing_stays(bench: Bench) -> None:
@@ -58,6 +76,9 @@ def test_without_a_calibration_it_is_refused_and_nothing_stays(bench: Bench) -> 
 def test_the_effect_is_exact_with_telemetry_and_promises_nothing_without(bench: Bench) -> None:
     settings = MagCacheSettings(threshold=0.3, most=2, start=0.1)
     assert PASS.effect(bench.work, settings, None).phases == bench.work.phases
-    computed = sum(mask(seen, settings).count("1") for seen in bench.telemetry.ratios.values())
+    (found,) = PASS.masks(settings, bench.telemetry)
+    ratios = bench.artifact("mag_cache")["ratios"]
+    assert found == {branch: mask(seen, settings) for branch, seen in ratios.items()}
+    computed = sum(one.count("1") for one in found.values())
     after = PASS.effect(bench.work, settings, bench.telemetry)
     assert after.computed_forwards == pytest.approx(computed)

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from planner.errors import TrialFailed
+from planner.errors import TrialFailed, UsageError
 from planner.hooks.forecast import History, weights
-from planner.hooks.geometry import Residuals, errors, masks
+from planner.hooks.geometry import error_of, errors, gram, masks
 from planner.hooks.skipping import stretched
 from planner.passes import registry
-from planner.passes.caching.step_mask import StepMaskSettings, computed_steps
+from planner.passes.caching.step_mask import StepMaskSettings, computed_steps, errors_of
+from planner.plans.graph import build
 from planner.plans.plan import Plan
 from planner.run.apply import LeavesCaseWarning, put_on
-from tests.passes.driving import Bench
+from tests.passes.driving import Bench, newest_bench
 
 PASS = registry.get("step_mask")
 
@@ -92,18 +93,107 @@ def test_another_number_of_steps_gets_the_mask_stretched(bench: Bench) -> None:
             bench.draw(num_inference_steps=20)
         assert len(str(handle.stats["step_mask"]["mask_cond"])) == 20
         bench.draw()
-        assert handle.stats["step_mask"]["computed_cond"] == 5
+        assert handle.stats["step_mask"]["computed_cond"] == 3
 
 
-def test_the_geometry_is_that_of_the_residuals_of_every_branch(bench: Bench) -> None:
-    with bench.framed() as (clock, render), Residuals(bench.pipe, clock) as seen:
-        render()
-        grams, places = seen.grams, seen.places
-    assert len(grams) == 2 and len(places) == 10
+def test_the_geometry_is_that_of_every_branch(bench: Bench) -> None:
+    (run,), places = bench.telemetry.series("residual"), bench.telemetry.places
+    assert set(run) == {"cond", "uncond"} and len(places) == 10
     assert all(a > b for a, b in itertools.pairwise(places))  # noise levels
-    for gram in grams:
-        assert gram.shape == (10, 10) and np.allclose(gram, gram.T)
-        assert np.linalg.eigvalsh(gram).min() > -1e-6
+    for series in run.values():
+        found = gram(series)
+        assert found.shape == (10, 10) and np.allclose(found, found.T)
+        assert np.linalg.eigvalsh(found).min() > -1e-6
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_the_error_of_a_mask_is_what_the_search_for_it_adds_up(order: int) -> None:
+    walk, places = a_walk(8), [float(one) for one in np.linspace(1, 0.1, 8)]
+    of = errors([walk @ walk.T / walk.shape[1]], places, order)
+    for mask in ("10101010", "11000101", "10000000"):
+        steps = tuple(i for i, one in enumerate(mask) if one == "1")
+        assert error_of(of, mask) == pytest.approx(added(walk, places, steps, order))
+
+
+def test_errors_at_high_noise_count_more_where_that_is_asked_for() -> None:
+    walk, places = a_walk(12, seed=3), [float(one) for one in np.linspace(1, 0.05, 12)]
+    products = [walk @ walk.T / walk.shape[1]]
+    even, early = (masks(errors(products, places, 1, power))[6] for power in (0.0, 3.0))
+
+    def centre(mask: str) -> float:
+        return float(np.mean([i for i, one in enumerate(mask) if one == "1"]))
+
+    assert centre(early) < centre(even)
+
+
+def test_a_forecast_of_the_output_calls_no_denoiser_at_all(bench: Bench) -> None:
+    calls: list[int] = []
+    hook = bench.pipe.transformer.x_embedder.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        with bench.put({"step_mask": {"share": 0.5}}):
+            bench.draw()
+    finally:
+        hook.remove()
+    assert len(calls) == 2 * 5
+
+
+def test_an_output_that_is_kept_is_a_coarser_schedule(bench: Bench) -> None:
+    """A velocity that stays from one computed step to the next is Euler on those steps alone."""
+    mask = "1010010010"
+    with bench.put({"step_mask": {"mask": mask, "order": 0}}):
+        skipped = bench.draw()
+    sigmas = [float(one) for one in bench.pipe.scheduler.sigmas[:10]]
+    coarse = [sigma for sigma, one in zip(sigmas, mask, strict=True) if one == "1"]
+    plain = bench.draw(num_inference_steps=len(coarse), sigmas=coarse)
+    again = [float(one) for one in bench.pipe.scheduler.sigmas[:-1]]
+    assert again == pytest.approx(coarse)
+    assert torch.allclose(skipped, plain, atol=1e-4)
+
+
+@pytest.mark.parametrize(("mask", "said"), [
+    ("110", "has a mask of 3 steps and this call has 10"),
+    ("0111111110", "begins with 1"), ("1111111111", "skips something"), ("11x1111110", "made of 1"),
+])  # fmt: skip
+def test_a_mask_that_cannot_be_is_refused_in_a_sentence(
+    bench: Bench, mask: str, said: str
+) -> None:
+    try:
+        why = build(bench.case).why_not(Plan.of({"step_mask": {"mask": mask}}))
+    except UsageError as error:
+        why = str(error)
+    assert said in str(why)
+
+
+def test_a_residual_needs_known_blocks_and_an_output_does_not(bench: Bench) -> None:
+    traits = bench.case.model.traits.model_copy(update={"skippable": False})
+    model = bench.case.model.model_copy(update={"traits": traits})
+    graph = build(bench.case.model_copy(update={"model": model}))
+    assert graph.why_not(Plan.of({"step_mask": {}})) is None
+    why = graph.why_not(Plan.of({"step_mask": {"tensor": "residual"}}))
+    assert "forecast the output instead (tensor: output)" in str(why)
+
+
+def test_only_a_forecast_of_the_output_stands_beside_recorded_forwards() -> None:
+    graph = build(newest_bench().case)
+    assert graph.why_not(Plan.of({"step_mask": {}, "cuda_graphs": {}})) is None
+    why = graph.why_not(Plan.of({"step_mask": {"tensor": "residual"}, "cuda_graphs": {}}))
+    assert "would replay what step_mask decided" in str(why)
+
+
+def test_neighbours_compute_as_many_steps_and_the_nearest_come_first(bench: Bench) -> None:
+    settings = StepMaskSettings(share=0.4)
+    assert PASS.neighbours is not None
+    found = PASS.neighbours(settings, bench.artifact("step_mask"), bench.telemetry)
+    masks_found = [str(one["mask"]) for one in found]
+    assert masks_found and len(set(masks_found)) == len(masks_found)
+    assert {mask.count("1") for mask in masks_found} == {4}
+    of = errors_of(bench.telemetry, settings)
+    expected = [error_of(of, mask) for mask in masks_found]
+    assert expected == sorted(expected)
+    for one in found[:2]:
+        with bench.put({"step_mask": one}) as handle:
+            bench.draw()
+            assert handle.stats["step_mask"]["mask_cond"] == one["mask"]
 
 
 def test_without_a_calibration_it_is_refused(bench: Bench) -> None:
@@ -118,7 +208,7 @@ def test_few_steps_and_inert_masks_are_said(bench: Bench) -> None:
     assert said == "step_mask needs at least 9 steps; this call has 8"
     assert PASS.observe is not None
     inert = PASS.observe(StepMaskSettings(), {"computed": 20, "reused": 0}, bench.case.workload)
-    assert inert == "step_mask reused none of 20 forwards at share 0.5"
+    assert inert == "step_mask reused none of 20 forwards at share 0.3"
 
 
 @pytest.mark.parametrize("order", [0, 1])
@@ -130,11 +220,11 @@ def test_the_effect_holds_the_bytes_that_the_residuals_take(
 
     def keep(history: Any, place: float, added: Any) -> None:
         real(history, place, added)
-        tensors = [one for step in history._added for pair in step for one in pair]
+        tensors = [one for step in history._values for pair in step for one in pair]
         held.append(sum(one.nbytes for one in tensors if one is not None))
 
     monkeypatch.setattr(History, "keep", keep)
-    settings = {"share": 0.5, "order": order}
+    settings = {"share": 0.5, "order": order, "tensor": "residual"}
     with bench.put({"step_mask": settings}):
         bench.draw()
     after = PASS.effect(bench.work, StepMaskSettings(**settings), None)
@@ -150,7 +240,7 @@ def test_a_policy_keeps_the_one_mask_that_its_settings_need(bench: Bench, order:
         mask = handle.stats["step_mask"]["mask_cond"]
     assert PASS.needed is not None
     kept = PASS.needed(bench.artifact("step_mask"), StepMaskSettings(**settings))
-    assert kept == {"masks": {str(order): [mask]}}
+    assert kept == {"masks": {f"output, order {order}, early 0.5": [mask]}}
     plan = Plan.of({"step_mask": settings})
     with put_on(bench.pipe, plan, bench.case, {"step_mask": kept}):
         assert torch.equal(bench.draw(), expected)

@@ -1,6 +1,7 @@
 """TeaCache: the rule, the calibration, and what a reused step really is."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,45 +12,22 @@ from planner.hooks.clock import StepClock
 from planner.hooks.curve import Curve
 from planner.passes import registry
 from planner.passes.base import Context
-from planner.passes.caching.tea_cache import TeaCacheSettings, simulate
+from planner.passes.caching.tea_cache import TeaCacheSettings, masks, points
 from planner.plans.plan import Plan
 from planner.run.apply import put_on
+from planner.trials.reference import ReferenceCalls
 from tests.passes.driving import Bench, Executed
+from tests.passes.watching import Added
 
 PASS = registry.get("tea_cache")
-LINE = Curve([1.0, 0.0], 0.0, 1.0)
-
-
-class Added:
-    """Keeps, per forward, what the block stack added to the image tokens."""
-
-    def __init__(self, pipe: Any) -> None:
-        self.added: list[torch.Tensor] = []
-        denoiser = pipe.transformer
-        self._hooks = [
-            denoiser.x_embedder.register_forward_hook(self._before),
-            denoiser.norm_out.register_forward_pre_hook(self._after),
-        ]
-
-    def _before(self, module: Any, args: Any, output: torch.Tensor) -> None:
-        self._input = output.clone()
-
-    def _after(self, module: Any, args: Any) -> None:
-        self.added.append(args[0] - self._input)
-
-    def stop(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
 
 def test_a_reused_step_adds_what_its_own_branch_last_added(bench: Bench) -> None:
     with bench.put({"tea_cache": {"threshold": 0.5, "start": 0.0}}) as handle:
-        watched = Added(bench.pipe)
-        bench.draw()
-        watched.stop()
+        with Added(bench.pipe) as watched:
+            bench.draw()
         stats = handle.stats["tea_cache"]
-    for branch, name in enumerate(("cond", "uncond")):
-        mask, added = str(stats[f"mask_{name}"]), watched.added[branch::2]
+    for name, added in watched.branches.items():
+        mask = str(stats[f"mask_{name}"])
         assert mask[0] == mask[-1] == "1" and mask.count("0") >= 2
         for step in range(1, 10):
             same = torch.allclose(added[step], added[step - 1], atol=1e-5)
@@ -87,13 +65,6 @@ def test_steps_before_start_and_the_last_are_pinned(bench: Bench) -> None:
         assert handle.stats["tea_cache"]["mask_cond"] == "1111000001"
 
 
-def test_the_rule_gathers_change_until_the_threshold_and_starts_again() -> None:
-    changes = (0.1, 0.1, 0.1, 0.25, 0.05, 0.1, 0.1, 0.3, 0.1)
-    settings = TeaCacheSettings(threshold=0.25, start=0.0)
-    #  gathered:  -  .1 .2 .3 .25 .05 .15 .25 .3  pinned
-    assert simulate(settings, LINE, changes, 10) == "1001100111"
-
-
 def test_a_branch_that_guidance_leaves_out_is_not_counted(bench: Bench) -> None:
     plan = {
         "tea_cache": {"threshold": 0.5, "start": 0.0},
@@ -122,37 +93,41 @@ def test_calibration_gives_plain_numbers_that_make_the_same_curve(bench: Bench) 
     assert values == sorted(values) and values[0] >= 0
     assert values == [same(low + (high - low) * part / 10) for part in range(11)]
     assert len(artifact["coefficients"]) <= 5 and artifact["points"] == 18
-    assert set(artifact["indicator"]) == {"cond", "uncond"}
-    assert all(len(artifact[key]["cond"]) == 9 for key in ("indicator", "residual"))
-    assert artifact["r2"] <= 1.0
+    assert set(artifact) == {"coefficients", "range", "r2", "points"} and artifact["r2"] <= 1.0
+
+
+def test_the_curve_is_fitted_to_both_branches_changes(bench: Bench) -> None:
+    seen = bench.telemetry.runs[0]
+    indicator, residual = points(bench.telemetry)
+    assert indicator[9:] == list(seen["uncond"]["tea_cache"].changes())
+    assert residual[:9] == list(seen["cond"]["residual"].changes())
 
 
 def test_a_call_too_short_to_learn_from_fails_the_calibration(bench: Bench) -> None:
     assert PASS.calibrate is not None
-    clock = StepClock()
-    with pytest.raises(TrialFailed, match="saw 0 changes") as caught:
-        PASS.calibrate(bench.pipe, PASS.settings(), Context(bench.case, clock), lambda: None)
-    assert caught.value.stage == "calibrate"
+    short = bench.telemetry.at(2)
+    alone = short.model_copy(update={"runs": ({"cond": short.runs[0]["cond"]},)})
+    with bench.framed() as (clock, _):
+        for memo, said in (({"": alone}, "tea_cache saw 1 changes"), ({}, "showed 1 steps")):
+            calls = ReferenceCalls(bench.pipe, clock, one_step(bench, clock), bench.case, memo, "")
+            with pytest.raises(TrialFailed, match=said) as caught:
+                PASS.calibrate(bench.pipe, PASS.settings(), Context(bench.case, clock), calls)
+            assert caught.value.stage == "calibrate" and "call of at least" in caught.value.way_out
 
 
-def test_the_simulated_masks_are_those_of_the_run(bench: Bench) -> None:
-    curve = Curve.of(bench.artifact("tea_cache"))
-    settings = TeaCacheSettings(threshold=0.3)
-    with bench.put({"tea_cache": {"threshold": 0.3}}) as handle:
+def one_step(bench: Bench, clock: StepClock) -> Callable[[], None]:
+    def render() -> None:
+        with clock.call():
+            bench.draw(num_inference_steps=1)
+
+    return render
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.3, 0.6])
+def test_the_simulated_masks_are_those_of_the_run(bench: Bench, threshold: float) -> None:
+    settings = TeaCacheSettings(threshold=threshold)
+    with bench.put({"tea_cache": {"threshold": threshold}}) as handle:
         bench.draw()
         stats = handle.stats["tea_cache"]
-    for branch, (indicator, _) in bench.telemetry.branches.items():
-        assert simulate(settings, curve, indicator, 10) == stats[f"mask_{branch}"]
-
-
-def test_thresholds_searched_here_reach_from_some_reuse_to_three_computed_steps(
-    bench: Bench,
-) -> None:
-    assert PASS.narrow is not None
-    domain = PASS.narrow(bench.case, bench.telemetry)["threshold"]
-    curve = Curve.of(bench.artifact("tea_cache"))
-    indicator = bench.telemetry.branches["cond"][0]
-    assert domain.low is not None and domain.high is not None
-    mild = simulate(TeaCacheSettings(threshold=domain.low * 1.3, start=0.0), curve, indicator, 10)
-    bold = simulate(TeaCacheSettings(threshold=domain.high, start=0.0), curve, indicator, 10)
-    assert 0 < mild.count("0") <= 5 and 3 <= bold.count("1") <= 4
+    (found,) = masks(settings, bench.telemetry)
+    assert found == {branch: stats[f"mask_{branch}"] for branch in ("cond", "uncond")}

@@ -2,7 +2,8 @@
 
 What it does: diffusers' own First Block Cache: the first block always runs; if what it adds
 differs from the last computed step's by less than the threshold, the other blocks are skipped and
-what they added then is added again.
+what they added then is added again. Branches that the pipeline does not name are named here, by
+their order within the step.
 When it helps: long schedules (28 steps and more) of deep models, where neighbouring steps are
 alike; needs no calibration.
 What it costs: one scalar read a forward, two residuals of memory a branch. There is no warm-up, no
@@ -17,17 +18,21 @@ from __future__ import annotations
 from typing import Any
 
 from planner.case.case import Case
-from planner.case.telemetry import Telemetry
+from planner.case.telemetry import Series, Telemetry
 from planner.case.work import Operation, Phase, Work
 from planner.case.workload import Workload
 from planner.hooks.blocks import denoiser_of, segments
 from planner.hooks.branches import Hook, Tally, attach, drop_empty_registry
 from planner.hooks.clock import StepClock
+from planner.hooks.contexts import named_calls
+from planner.hooks.recorder import Forward
 from planner.hooks.reuse import (
     DISTURBED,
+    computed_share,
     long_enough,
     nothing_between,
     reused_none,
+    steps_of,
     with_residuals,
 )
 from planner.passes.base import (
@@ -35,6 +40,7 @@ from planner.passes.base import (
     Domain,
     Family,
     Fidelity,
+    Masks,
     Need,
     Pass,
     Settings,
@@ -42,8 +48,8 @@ from planner.passes.base import (
     Statistics,
     Undo,
     knob,
-    one_denoiser,
 )
+from planner.passes.needs import narrowed, one_denoiser
 
 
 class FirstBlockCacheSettings(Settings):
@@ -66,97 +72,127 @@ class _Observer(Hook):
         self._seen: dict[str, int] = {}
 
     def restart(self) -> None:
+        self._leader.state_manager.reset()
         self._seen.clear()
         self._tally.restart()
 
     def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        # A branch that resumes after skipped steps must not reuse what is several steps old.
+        # A branch that resumes after skipped steps must not reuse what is several steps old, and
+        # outside a pipeline call nobody says how old it is.
         last = self._seen.get(self.branch)
-        if last is not None and self._clock.step > last + 1:
+        if not self._clock.running or (last is not None and self._clock.step > last + 1):
             self._leader.state_manager._state_cache.pop(self.branch, None)
         self._seen[self.branch] = self._clock.step
         return args, kwargs
 
     def post_forward(self, module: Any, output: Any) -> Any:
-        state = self._leader.state_manager.get_state()
-        self._tally.add(self.branch, computed=bool(state.should_compute))
+        if self._clock.running:
+            state = self._leader.state_manager.get_state()
+            self._tally.add(self.branch, computed=bool(state.should_compute))
         return output
 
 
 def apply(pipeline: Any, settings: FirstBlockCacheSettings, context: Context) -> Undo:
-    """Enable diffusers' cache and an observer around its leading hook."""
-    from diffusers import FirstBlockCacheConfig
+    """Enable diffusers' cache, an observer around its leading hook, and names for every call."""
     from diffusers.hooks.first_block_cache import _FBC_LEADER_BLOCK_HOOK
 
     denoiser = denoiser_of(pipeline)
     blocks = [block for part in segments(denoiser) for block in part.blocks]
-    try:
-        denoiser.enable_cache(FirstBlockCacheConfig(threshold=settings.threshold))
-    except BaseException:
-        _clear(blocks)  # the library may have put its hooks on some blocks already
-        raise
+    take_off = _put_on(denoiser, blocks, settings.threshold)
     leader = blocks[0]._diffusers_hook.get_hook(_FBC_LEADER_BLOCK_HOOK)
     observer = _Observer(leader, Tally(context.statistics, context.clock), context.clock)
-    detach = attach(denoiser, blocks[0], observer, "planner_first_block_cache")
+    undo = [
+        take_off,
+        attach(denoiser, blocks[0], observer, "planner_first_block_cache"),
+        named_calls(denoiser, context.clock, "planner_first_block_cache"),
+        context.clock.on_reset(observer.restart),
+    ]
 
-    def restart() -> None:
-        leader.state_manager.reset()
-        observer.restart()
+    def undo_all() -> None:
+        while undo:
+            undo.pop()()
 
-    stop = context.clock.on_reset(restart)
+    return undo_all
 
-    def undo() -> None:
-        stop()
-        detach()
-        denoiser.disable_cache()
-        for block in blocks:
-            drop_empty_registry(block)
 
-    return undo
+def _put_on(denoiser: Any, blocks: list[Any], threshold: float) -> Undo:
+    """Put the library's hooks on, also where the denoiser has no `enable_cache`."""
+    from diffusers import FirstBlockCacheConfig
+    from diffusers.hooks import apply_first_block_cache
+
+    config, theirs = FirstBlockCacheConfig(threshold=threshold), _hooks(blocks)
+    mixed = hasattr(denoiser, "enable_cache")
+    try:
+        if mixed:
+            denoiser.enable_cache(config)
+        else:
+            apply_first_block_cache(denoiser, config)
+    except BaseException:
+        if not theirs:  # the library may have put its hooks on some blocks already
+            _clear(blocks)
+        raise
+
+    def take_off() -> None:
+        if mixed:
+            denoiser.disable_cache()
+        _clear(blocks)
+
+    return take_off
+
+
+def _hooks(blocks: list[Any]) -> list[tuple[Any, str]]:
+    """Return the library's hooks on blocks, each as its registry and its name there."""
+    from diffusers.hooks.first_block_cache import _FBC_BLOCK_HOOK, _FBC_LEADER_BLOCK_HOOK
+
+    registries = [vars(block).get("_diffusers_hook") for block in blocks]
+    return [(one, name) for one in registries if one is not None
+            for name in (_FBC_LEADER_BLOCK_HOOK, _FBC_BLOCK_HOOK) if name in one.hooks]  # fmt: skip
 
 
 def _clear(blocks: list[Any]) -> None:
-    """Take the library's hooks off blocks where it did not get as far as its own clean-up."""
-    from diffusers.hooks.first_block_cache import _FBC_BLOCK_HOOK, _FBC_LEADER_BLOCK_HOOK
-
+    """Take the library's hooks off blocks, and what its registries leave behind."""
+    for registry, name in _hooks(blocks):
+        registry.remove_hook(name, recurse=False)
     for block in blocks:
-        registry = vars(block).get("_diffusers_hook")
-        for name in (_FBC_LEADER_BLOCK_HOOK, _FBC_BLOCK_HOOK):
-            if registry is not None and name in registry.hooks:
-                registry.remove_hook(name, recurse=False)
         drop_empty_registry(block)
 
 
-def effect(work: Work, settings: FirstBlockCacheSettings, telemetry: Telemetry | None) -> Work:
-    """Lower the share of all blocks but the first; without telemetry only hold more.
+def probe(forward: Forward) -> Any:
+    """Return what the first block added to the image tokens."""
+    return forward.first
 
-    Telemetry holds the whole stack's residual; its changes, added up since the last computed
-    step, stand in for the first block's, which only a run with the cache on shows.
-    """
+
+def masks(settings: FirstBlockCacheSettings, telemetry: Telemetry) -> Masks:
+    """Return the steps at which the rest of the stack would run in the recorded calls."""
+    return [{branch: _mask(series, settings.threshold) for branch, series in seen.items()}
+            for seen in telemetry.series("first_block_cache")]  # fmt: skip
+
+
+def _mask(series: Series, threshold: float) -> str:
+    mask, last = "1", 0
+    for step in range(1, len(series.sizes)):
+        if series.change(step, last) > threshold:
+            mask, last = mask + "1", step
+        else:
+            mask += "0"
+    return mask
+
+
+def effect(work: Work, settings: FirstBlockCacheSettings, telemetry: Telemetry | None) -> Work:
+    """Lower the share of all blocks but the first; without telemetry only hold more."""
     if telemetry is None:
         return with_residuals(work, 2)
+    share_of = computed_share(masks(settings, telemetry.at(steps_of(work))))
 
     def cached(phase: Phase) -> Phase:
-        changes = telemetry.branches.get(phase.branch or "single")
-        if phase.name != "denoise" or changes is None:
+        share = share_of(phase) if phase.name == "denoise" else None
+        if share is None:
             return phase
-        share = _share(changes[1], settings.threshold, phase.calls)
         first = _first_block(phase)
         operations = tuple(_reused(op, share, first) for op in phase.operations)
         return phase.model_copy(update={"operations": operations})
 
     return with_residuals(work.mapped(cached), 2)
-
-
-def _share(changes: tuple[float, ...], threshold: float, calls: float) -> float:
-    # With fewer steps than were recorded, every step is that much wider.
-    wider = (len(changes) + 1) / calls if calls else 1.0
-    computed, gathered = 1, 0.0
-    for change in changes:
-        gathered += change * wider
-        if gathered > threshold:
-            computed, gathered = computed + 1, 0.0
-    return computed / (len(changes) + 1)
 
 
 def _first_block(phase: Phase) -> str:
@@ -172,14 +208,11 @@ def _reused(operation: Operation, share: float, first: str) -> Operation:
 
 
 def narrow(case: Case, telemetry: Telemetry | None) -> dict[str, Domain]:
-    """Return thresholds from half the smallest change to three computed steps in all."""
-    if telemetry is None or not telemetry.branches:
+    """Return the thresholds at which something changes in the recorded calls."""
+    if telemetry is None:
         return {}
-    changes = max((pair[1] for pair in telemetry.branches.values()), key=len)
-    if not changes or max(changes) <= 0:
-        return {}
-    low = max(min(changes) / 2, max(changes) / 1000)
-    return {"threshold": Domain(low=low, high=max(sum(changes) / 3, 2 * low), log=True)}
+    return narrowed("threshold", telemetry.at(case.workload.steps), lambda value, seen: masks(
+        FirstBlockCacheSettings(threshold=value), seen))  # fmt: skip
 
 
 def observe(
@@ -190,16 +223,15 @@ def observe(
 
 
 def _cacheable(case: Case) -> str | None:
-    if case.model.traits.cacheable:
+    traits = case.model.traits
+    if traits.cacheable:
         return None
-    blocks = ", ".join(case.model.traits.block_classes) or case.model.traits.denoiser_class
-    return f"first_block_cache needs blocks that diffusers has registered; {blocks} are not"
-
-
-def _named_branches(case: Case) -> str | None:
-    if case.model.traits.branches:
-        return None
-    return f"first_block_cache needs cache_context; {case.model.pipeline} sets none"
+    found = ", ".join(traits.block_classes)
+    if traits.skippable:
+        return ("first_block_cache needs blocks that take hidden_states and all return the same "
+                f"streams; {found} do not")  # fmt: skip
+    had = f"{found} are not" if found else f"{traits.denoiser_class} has none"
+    return f"first_block_cache needs blocks that diffusers has registered; {had}"
 
 
 _SOURCE = "diffusers.hooks.first_block_cache"
@@ -215,12 +247,13 @@ PASS = Pass(
     owns=("denoiser.step_reuse",),
     needs=(
         Need(_cacheable, _SOURCE),
-        Need(_named_branches, "huggingface/diffusers#12760: No cache context is set"),
         Need(nothing_between("first_block_cache"), DISTURBED),
         Need(long_enough("first_block_cache"), _FEW),
         one_denoiser("first_block_cache"),
     ),
     effect=effect,
+    probe=probe,
+    masks=masks,
     apply=apply,
     observe=observe,
     narrow=narrow,

@@ -7,8 +7,8 @@ row. Which steps these are is known before the run.
 When it helps: long schedules in which the ratio stays near one (FLUX, Wan); latency is the same for
 every prompt, and the host waits for nothing.
 What it costs: one residual of memory a branch; a reference run for each schedule and precision.
-When not: schedules whose ratios are far from one; 8 steps or fewer; with ControlNet, VACE or
-Animate, whose additions between blocks a skipped step would add twice.
+When not: schedules whose ratios are far from one; 8 steps or fewer; with Animate, whose face
+adapters read the stream between blocks.
 Source: MagCache (Ma et al. 2025, arXiv 2506.09045). diffusers' own MagCache takes its blocks out
 of compiled graphs; this one leaves them there.
 """
@@ -18,28 +18,37 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from planner.case.case import Case
 from planner.case.telemetry import Telemetry
-from planner.case.work import Phase, Work
+from planner.case.work import Work
 from planner.case.workload import Workload
 from planner.errors import TrialFailed
-from planner.hooks.geometry import Residuals
-from planner.hooks.reuse import reused_none, skipping_steps, whole_steps
-from planner.hooks.skipping import Masked, skipping
+from planner.hooks.reuse import (
+    computed_share,
+    reused_none,
+    skipping_steps,
+    steps_of,
+    whole_steps,
+    with_residuals,
+)
+from planner.hooks.skipping import Masked, skipping, stretched
 from planner.passes.base import (
     Artifact,
     Context,
+    Domain,
     Family,
     Fidelity,
+    Masks,
     Need,
     Pass,
-    Render,
+    Reference,
     Settings,
     Stage,
     Statistics,
     Undo,
     knob,
-    one_denoiser,
 )
+from planner.passes.needs import narrowed, one_denoiser
 
 
 class MagCacheSettings(Settings):
@@ -81,37 +90,55 @@ def apply(pipeline: Any, settings: MagCacheSettings, context: Context) -> Undo:
     if context.artifact is None:
         raise TrialFailed("mag_cache has no artifact", stage="apply", value=None,
                           way_out="calibrate it on this pipeline first")  # fmt: skip
-    ratios = context.artifact["ratios"]
-    masks = {branch: mask(seen, settings) for branch, seen in ratios.items()}
-    choice = Masked(masks, context.clock)
+    seen = context.artifact["ratios"]
+    choice = Masked({branch: mask(one, settings) for branch, one in seen.items()}, context.clock)
     return skipping(pipeline, choice, context.clock, context.statistics, "planner_mag_cache")
 
 
 def calibrate(
-    pipeline: Any, settings: MagCacheSettings, context: Context, render: Render
+    pipeline: Any, settings: MagCacheSettings, context: Context, reference: Reference
 ) -> Artifact:
     """Record the residual's ratios in reference runs with all earlier passes on.
 
     Returns {"ratios": per branch those of steps 1, 2, …}.
     """
-    with Residuals(pipeline, context.clock) as seen:
-        render()
-        ratios = seen.ratios
-    if not ratios:
-        raise TrialFailed("mag_cache saw no two steps of a branch", stage="calibrate", value=0,
-                          way_out="calibrate on a call of at least 2 steps")  # fmt: skip
-    return {"ratios": {branch: [float(f"{ratio:.5g}") for ratio in found]
-                       for branch, found in ratios.items()}}  # fmt: skip
+    found = ratios(reference.telemetry())
+    return {"ratios": {branch: [float(f"{ratio:.5g}") for ratio in seen]
+                       for branch, seen in found.items()}}  # fmt: skip
+
+
+def ratios(telemetry: Telemetry) -> dict[str, list[float]]:
+    """Return per branch the mean over recorded calls of the residual's ratios."""
+    runs = telemetry.series("residual")
+    found: dict[str, list[float]] = {}
+    for branch in {branch for run in runs for branch in run}:
+        seen = [run[branch].ratios for run in runs if branch in run]
+        found[branch] = [sum(step) / len(step) for step in zip(*seen, strict=True)]
+    return found
+
+
+def masks(settings: MagCacheSettings, telemetry: Telemetry) -> Masks:
+    """Return the steps that the rule would compute: the same in every call."""
+    found = {branch: mask(seen, settings) for branch, seen in ratios(telemetry).items()}
+    return [found] * len(telemetry.runs) if found else ()
 
 
 def effect(work: Work, settings: MagCacheSettings, telemetry: Telemetry | None) -> Work:
     """Lower the share of all blocks to that of the computed steps, if telemetry tells them."""
+    if telemetry is None:
+        return with_residuals(work)
+    found = masks(settings, telemetry)
+    fitted = [{branch: stretched(one, steps_of(work)) for branch, one in run.items()}
+              for run in found]  # fmt: skip
+    return skipping_steps(work, computed_share(fitted))
 
-    def share(phase: Phase) -> float | None:
-        seen = telemetry.ratios.get(phase.branch or "single") if telemetry else None
-        return mask(seen, settings).count("1") / (len(seen) + 1) if seen else None
 
-    return skipping_steps(work, share)
+def narrow(case: Case, telemetry: Telemetry | None) -> dict[str, Domain]:
+    """Return the thresholds at which something changes, with steps in a row as by default."""
+    if telemetry is None:
+        return {}
+    return narrowed("threshold", telemetry,
+                    lambda value, seen: masks(MagCacheSettings(threshold=value), seen))  # fmt: skip
 
 
 def observe(settings: MagCacheSettings, statistics: Statistics, workload: Workload) -> str | None:
@@ -134,9 +161,11 @@ PASS = Pass(
         one_denoiser("mag_cache"),
     ),
     effect=effect,
+    masks=masks,
     calibrate=calibrate,
     apply=apply,
     observe=observe,
+    narrow=narrow,
     seeds=({"threshold": 0.06, "start": 0.2}, {"threshold": 0.24, "most": 5, "start": 0.1}),
     batch_invariant=True,
 )

@@ -26,6 +26,7 @@ from planner.case.noun import Scalar
 from planner.case.telemetry import Telemetry
 from planner.case.work import Phase, Work
 from planner.case.workload import Workload
+from planner.hooks.versions import adapter, version
 from planner.passes.base import (
     Context,
     Family,
@@ -138,22 +139,13 @@ def fingerprint(pipeline: Any) -> dict[str, Any]:
             found[name] = id(part)
         elif name.startswith("text_encoder") and isinstance(part, torch.nn.Module):
             weights = tuple(map(_version, part.parameters()))
-            adapters = tuple(map(_adapter, part.modules()))
+            adapters = tuple(map(adapter, part.modules()))
             found[name] = (id(part), hash(weights), hash(adapters))
     return found
 
 
 def _version(weight: Any) -> Any:
-    changes = 0 if weight.is_inference() else weight._version
-    return id(weight), weight.data_ptr(), weight.dtype, weight.device, changes
-
-
-_ADAPTER = ("scaling", "merged_adapters", "_active_adapter", "_disable_adapters")
-
-
-def _adapter(module: Any) -> Any:
-    known = vars(module)  # a module's own lookup of what it has not is slow
-    return module.training, *(str(known.get(name, "")) for name in _ADAPTER)
+    return id(weight), weight.data_ptr(), weight.dtype, weight.device, version(weight)
 
 
 def apply(pipeline: Any, settings: PromptEmbeddingCacheSettings, context: Context) -> Undo:

@@ -6,8 +6,7 @@ When it helps: long schedules at high speed-ups, where reuse alone would blur.
 What it costs: one residual of memory a branch and order, besides the last one. Nothing is
 calibrated, nothing compared; latency does not depend on the prompt.
 When not: intervals so long that the line leaves the trajectory (order 2 sooner than order 1); 8
-steps or fewer; with ControlNet, VACE or Animate, whose additions between blocks a skipped step
-would add twice.
+steps or fewer; with Animate, whose face adapters read the stream between blocks.
 Source: TaylorSeer (Liu et al. 2025, arXiv 2503.06923), in the form that forecasts the whole stack's
 residual and not every module's: m + 1 tensors instead of m + 1 for each module.
 """
@@ -26,6 +25,7 @@ from planner.passes.base import (
     Context,
     Family,
     Fidelity,
+    Masks,
     Need,
     Pass,
     Settings,
@@ -33,8 +33,8 @@ from planner.passes.base import (
     Statistics,
     Undo,
     knob,
-    one_denoiser,
 )
+from planner.passes.needs import one_denoiser
 
 
 class TaylorSeerSettings(Settings):
@@ -61,7 +61,7 @@ class _Interval:
     def restart(self) -> None:
         """Have nothing to forget."""
 
-    def skips(self, branch: str, head: Any, args: Any, kwargs: Any) -> bool:
+    def skips(self, branch: str, block: Any, args: Any, kwargs: Any) -> bool:
         """Tell whether this step lies between two computed ones."""
         return not runs(self._settings, self._clock.step)
 
@@ -71,6 +71,12 @@ def apply(pipeline: Any, settings: TaylorSeerSettings, context: Context) -> Undo
     choice = _Interval(settings, context.clock)
     return skipping(pipeline, choice, context.clock, context.statistics, "planner_taylor_seer",
                     settings.order)  # fmt: skip
+
+
+def masks(settings: TaylorSeerSettings, telemetry: Telemetry) -> Masks:
+    """Return the steps that are computed: the same in every call and branch."""
+    mask = "".join("01"[runs(settings, step)] for step in range(telemetry.steps))
+    return [dict.fromkeys(run, mask) for run in telemetry.runs]
 
 
 def effect(work: Work, settings: TaylorSeerSettings, telemetry: Telemetry | None) -> Work:
@@ -105,6 +111,7 @@ PASS = Pass(
         one_denoiser("taylor_seer"),
     ),
     effect=effect,
+    masks=masks,
     apply=apply,
     observe=observe,
     seeds=({"interval": 3, "order": 1}, {"interval": 4, "order": 1, "first": 4}),

@@ -8,50 +8,60 @@ where the layout is settled. Every branch decides for itself.
 When it helps: schedules of 16 steps and more; unlike a first-block cache, a skipped step runs no
 block at all. The polynomial is fitted here, from one reference run, with the degree that predicts
 left-out points best; unlike the paper's it is kept from falling, and goes on in proportion beyond
-the fitted range, since a polynomial says nothing there.
+the fitted range, since a polynomial says nothing there. One that was published for this very
+checkpoint may be asked for: it needs no reference run, and its size is added, whatever its sign.
 What it costs: the calibration run, one scalar read a forward, two residuals of memory a branch.
-When not: 8 steps or fewer; with ControlNet, VACE or Animate, whose additions between blocks a
-skipped step would add twice; with another cache; coefficients of another checkpoint.
+When not: 8 steps or fewer; with another cache; coefficients of another checkpoint; with Animate,
+whose face adapters read the stream between blocks.
 Source: Liu et al. 2024 (TeaCache), arXiv 2411.19108, equations 4 to 7.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from planner.case.case import Case
+from planner.case.model import Model
 from planner.case.telemetry import Telemetry
-from planner.case.work import Phase, Work
+from planner.case.work import Work
 from planner.case.workload import Workload
+from planner.catalog.teacache import published, unpublished
 from planner.errors import TrialFailed
-from planner.hooks.blocks import Stack, Streams, denoiser_of
-from planner.hooks.branches import PerBranch, Tally
-from planner.hooks.changes import INDICATORS, Recording, modulated_input, relative_change
-from planner.hooks.curve import Curve, fit
+from planner.hooks.branches import PerBranch
+from planner.hooks.changes import relative_change
+from planner.hooks.clock import StepClock
+from planner.hooks.curve import Curve, Rescaling, fit, magnitude
+from planner.hooks.gate import Gate, pinned
+from planner.hooks.modulation import INDICATORS, modulated_input
+from planner.hooks.recorder import Forward
 from planner.hooks.reuse import (
-    DISTURBED,
+    READ,
+    computed_share,
     long_enough,
-    nothing_between,
+    nothing_read_between,
     reused_none,
     skipping_steps,
+    steps_of,
     with_residuals,
 )
+from planner.hooks.skipping import skipping
 from planner.passes.base import (
     Artifact,
     Context,
     Domain,
     Family,
     Fidelity,
+    Masks,
     Need,
     Pass,
-    Render,
+    Reference,
     Settings,
     Stage,
     Statistics,
     Undo,
     knob,
-    one_denoiser,
 )
+from planner.passes.needs import narrowed, one_denoiser
 
 
 class TeaCacheSettings(Settings):
@@ -65,159 +75,134 @@ class TeaCacheSettings(Settings):
         0.2, "share of the schedule before which every step is computed", low=0.0, high=0.4,
         step=0.05, least=0.0, most=1.0,
     )  # fmt: skip
-
-
-def pinned(settings: TeaCacheSettings, step: int, total: int) -> bool:
-    """Tell whether a step always runs: the first, the last, and those before `start`."""
-    return step == 0 or step == total - 1 or step < settings.start * total - 1e-9
-
-
-class _State:
-    """One branch: the last indicator, the change gathered since, and what the stack added."""
-
-    def __init__(self) -> None:
-        self.indicator: Any = None
-        self.gathered = 0.0
-        self.added: list[Streams] | None = None
+    coefficients: Literal["fitted", "published"] = knob(
+        "fitted", "whose polynomial: fitted to these weights, or published for their checkpoint"
+    )
 
 
 class _TeaCache:
-    """The paper's rule on a block stack."""
+    """The paper's rule: every branch gathers the rescaled changes of its own indicator."""
 
-    def __init__(self, settings: TeaCacheSettings, curve: Curve, context: Context) -> None:
-        self._settings = settings
-        self._curve = curve
-        self._clock = context.clock
-        self._branches = PerBranch(_State, context.clock)
-        self._tally = Tally(context.statistics, context.clock)
+    def __init__(self, settings: TeaCacheSettings, curve: Rescaling, clock: StepClock) -> None:
+        self._settings, self._curve, self._clock = settings, curve, clock
+        self._before: PerBranch[list[Any]] = PerBranch(list, clock)
+        self._gates = PerBranch(lambda: Gate(settings.threshold), clock)
 
     def restart(self) -> None:
         """Forget the last call."""
-        self._branches.clear()
-        self._tally.restart()
+        self._before.clear()
+        self._gates.clear()
 
-    def reuse(self, branch: str, head: Any, args: Any, kwargs: Any) -> list[Streams] | None:
-        """Return what the stack last added, or None where it must run."""
-        if not self._clock.running:  # nobody says where a call begins: nothing is safe to reuse
-            return None
-        state = self._branches[branch]
-        now, before = modulated_input(head, args, kwargs), state.indicator
-        state.indicator = now
-        runs = pinned(self._settings, self._clock.step, self._clock.total)
-        if not runs and state.added is not None:
-            state.gathered += self._curve(relative_change(now, before))
-            runs = not state.gathered < self._settings.threshold
-        reused = None if runs else state.added
-        if reused is None:
-            state.gathered = 0.0
-        self._tally.add(branch, computed=reused is None)
-        return reused
+    def skips(self, branch: str, block: Any, args: Any, kwargs: Any) -> bool:
+        """Tell whether the changes gathered since the last computed step are still few."""
+        before, now = self._before[branch], modulated_input(block, args, kwargs)
+        held = not before or pinned(self._clock.step, self._clock.total, self._settings.start)
+        change = 0.0 if held else self._curve(relative_change(now, before[0]))
+        before[:] = [now]
+        return self._gates[branch].skips(change, held)
 
-    def computed(self, branch: str, added: list[Streams]) -> None:
-        """Keep what the stack added."""
-        if self._clock.running:
-            self._branches[branch].added = added
+
+_FIT = "fit them, with coefficients set to fitted"
+
+
+def _rescaling(settings: TeaCacheSettings, context: Context) -> Rescaling:
+    """Return the polynomial: a policy's own numbers before those that are published by now."""
+    learned = context.artifact or {}
+    if settings.coefficients == "published":
+        return magnitude(learned.get("published") or _published(context.case.model))
+    if "range" not in learned:
+        raise TrialFailed("tea_cache has no artifact", stage="apply", value=None,
+                          way_out="calibrate it on this pipeline first")  # fmt: skip
+    return Curve.of(learned)
+
+
+def _published(model: Model) -> list[float]:
+    """Return this checkpoint's published coefficients. Raises `TrialFailed` where it has none."""
+    table = published(model, "modulated_input")
+    if table is None:
+        raise TrialFailed(f"tea_cache needs {unpublished(model, 'modulated_input')}",
+                          stage="apply", value=model.id, way_out=_FIT)  # fmt: skip
+    return list(table.coefficients)
+
+
+def unfit(case: Case, settings: TeaCacheSettings) -> str | None:
+    """Answer a sentence if published coefficients are wanted and this checkpoint has none."""
+    if settings.coefficients == "fitted" or published(case.model, "modulated_input"):
+        return None
+    return f"tea_cache needs {unpublished(case.model, 'modulated_input')}: {_FIT}"
 
 
 def apply(pipeline: Any, settings: TeaCacheSettings, context: Context) -> Undo:
-    """Put the rule on the block stack. Raises `TrialFailed` without a calibration's artifact."""
-    if context.artifact is None:
-        raise TrialFailed("tea_cache has no artifact", stage="apply", value=None,
-                          way_out="calibrate it on this pipeline first")  # fmt: skip
-    rule = _TeaCache(settings, Curve.of(context.artifact), context)
-    stop = context.clock.on_reset(rule.restart)
-    stack = Stack(denoiser_of(pipeline), rule, context.clock, "planner_tea_cache")
+    """Put the rule on the block stack. Raises `TrialFailed` without a polynomial for it."""
+    rule = _TeaCache(settings, _rescaling(settings, context), context.clock)
+    return skipping(pipeline, rule, context.clock, context.statistics, "planner_tea_cache")
 
-    def undo() -> None:
-        stack.detach()
-        stop()
 
-    return undo
+def probe(forward: Forward) -> Any:
+    """Return the indicator, the first block's modulated input; None where no block was called."""
+    if forward.block is None:
+        return None
+    return modulated_input(forward.block, forward.block_args, forward.block_kwargs)
 
 
 def calibrate(
-    pipeline: Any, settings: TeaCacheSettings, context: Context, render: Render
+    pipeline: Any, settings: TeaCacheSettings, context: Context, reference: Reference
 ) -> Artifact:
-    """Fit the rescaling polynomial to one reference run with all earlier passes on.
+    """Fit the rescaling polynomial to reference runs with all earlier passes on.
 
     Returns {"coefficients" (highest power first), "range" (of the indicator's change), "r2",
-    "points", "indicator" and "residual" (changes per branch and step)}.
+    "points"}. Published coefficients cost no run and are kept as {"published"}: the numbers that
+    a policy was measured with.
     """
-    with Recording(pipeline, context.clock) as recorder:
-        render()
-        telemetry = recorder.telemetry()
-        indicator, residual = recorder.points()
+    if settings.coefficients == "published":
+        return {"published": _published(context.case.model)}
+    indicator, residual = points(reference.telemetry())
     if len(indicator) < 2:
         raise TrialFailed(f"tea_cache saw {len(indicator)} changes between steps",
                           stage="calibrate", value=len(indicator),
                           way_out="calibrate on a call of at least 3 steps")  # fmt: skip
     curve, r2 = fit(indicator, residual)
-    return curve.as_artifact() | {
-        "r2": r2,
-        "points": len(indicator),
-        "indicator": {name: _short(pair[0]) for name, pair in telemetry.branches.items()},
-        "residual": {name: _short(pair[1]) for name, pair in telemetry.branches.items()},
-    }
+    return curve.as_artifact() | {"r2": r2, "points": len(indicator)}
 
 
-def _short(changes: tuple[float, ...]) -> list[float]:
-    return [float(f"{change:.6g}") for change in changes]
+def points(telemetry: Telemetry) -> tuple[list[float], list[float]]:
+    """Return all changes of the indicator, and those of the residual next to them."""
+    pairs = [
+        (one.changes(), residual[branch].changes())
+        for seen, residual in zip(
+            telemetry.series("tea_cache"), telemetry.series("residual"), strict=True)
+        for branch, one in seen.items()
+    ]  # fmt: skip
+    return [x for pair in pairs for x in pair[0]], [y for pair in pairs for y in pair[1]]
 
 
-def simulate(
-    settings: TeaCacheSettings, curve: Curve, indicator: tuple[float, ...], steps: int
-) -> str:
-    """Return the mask (1 computed, 0 reused) that the rule would choose for known changes.
-
-    With another number of steps than recorded, a step's change is that of the stretch it covers.
-    """
-    wider = (len(indicator) + 1) / steps
-    mask, gathered = "", 0.0
-    for step in range(steps):
-        if step:
-            at = min(len(indicator) - 1, round((step - 0.5) * wider - 0.5))
-            gathered += curve(indicator[max(0, at)] * wider)
-        if pinned(settings, step, steps) or not gathered < settings.threshold:
-            gathered = 0.0
-            mask += "1"
-        else:
-            mask += "0"
-    return mask
-
-
-def _curve_of(telemetry: Telemetry) -> Curve:
-    pairs = telemetry.branches.values()
-    indicator = [change for pair in pairs for change in pair[0]]
-    return fit(indicator, [change for pair in pairs for change in pair[1]])[0]
+def masks(settings: TeaCacheSettings, telemetry: Telemetry) -> Masks:
+    """Return the steps that the rule would compute in the recorded calls, with a fitted curve."""
+    if not telemetry.series("tea_cache") or settings.coefficients == "published":
+        return ()
+    curve = fit(*points(telemetry))[0]
+    held = [pinned(step, telemetry.steps, settings.start) for step in range(telemetry.steps)]
+    return [
+        {branch: Gate(settings.threshold).mask([curve(one) for one in series.changes()], held)
+         for branch, series in seen.items()}
+        for seen in telemetry.series("tea_cache")
+    ]  # fmt: skip
 
 
 def effect(work: Work, settings: TeaCacheSettings, telemetry: Telemetry | None) -> Work:
     """Lower the share of all blocks by the simulated hit rate; without telemetry only hold more."""
-    if telemetry is None or not telemetry.branches:
+    if telemetry is None:
         return with_residuals(work)
-    curve = _curve_of(telemetry)
-
-    def share(phase: Phase) -> float | None:
-        changes = telemetry.branches.get(phase.branch or "single")
-        if not changes or not changes[0] or phase.calls < 1:
-            return None
-        mask = simulate(settings, curve, changes[0], round(phase.calls))
-        return mask.count("1") / len(mask)
-
-    return skipping_steps(work, share)
+    found = masks(settings, telemetry.at(steps_of(work)))
+    return skipping_steps(work, computed_share(found)) if found else with_residuals(work)
 
 
 def narrow(case: Case, telemetry: Telemetry | None) -> dict[str, Domain]:
-    """Return thresholds from the smallest that reuses anything to three computed steps in all."""
-    if telemetry is None or not telemetry.branches:
+    """Return the thresholds at which something changes in the recorded calls."""
+    if telemetry is None:
         return {}
-    curve = _curve_of(telemetry)
-    longest = max((pair[0] for pair in telemetry.branches.values()), key=len)
-    changes = sorted(curve(change) for change in longest)
-    if not changes or changes[-1] <= 0:
-        return {}
-    low = max(changes[len(changes) // 10], changes[-1] / 1000)
-    return {"threshold": Domain(low=low, high=max(sum(changes) / 3, 2 * low), log=True)}
+    return narrowed("threshold", telemetry.at(case.workload.steps),
+                    lambda value, seen: masks(TeaCacheSettings(threshold=value), seen))  # fmt: skip
 
 
 def observe(settings: TeaCacheSettings, statistics: Statistics, workload: Workload) -> str | None:
@@ -230,7 +215,7 @@ def _known_blocks(case: Case) -> str | None:
     if first and first[0] in INDICATORS and case.model.traits.skippable:
         return None
     found = first[0] if first else case.model.traits.denoiser_class
-    return f"tea_cache needs one of the blocks {', '.join(INDICATORS)}; the first here is {found}"
+    return f"tea_cache needs registered blocks with a known indicator; the first here is {found}"
 
 
 _SOURCE = "Liu et al. 2024, arXiv 2411.19108"
@@ -246,15 +231,18 @@ PASS = Pass(
     owns=("denoiser.step_reuse",),
     needs=(
         Need(_known_blocks, _SOURCE),
-        Need(nothing_between("tea_cache"), DISTURBED),
+        Need(nothing_read_between("tea_cache"), READ),
         Need(long_enough("tea_cache"), _FEW),
         one_denoiser("tea_cache"),
     ),
     effect=effect,
+    probe=probe,
+    masks=masks,
     calibrate=calibrate,
     apply=apply,
     observe=observe,
     narrow=narrow,
+    unfit=unfit,
     seeds=({"threshold": 0.2, "start": 0.2}, {"threshold": 0.4, "start": 0.1}),
     batch_invariant=False,
 )

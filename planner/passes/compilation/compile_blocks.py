@@ -24,7 +24,8 @@ from typing import Any, Literal
 from planner.case.case import Case
 from planner.case.telemetry import Telemetry
 from planner.case.work import Operation, Work
-from planner.hooks.blocks import beneath_hooks, denoisers_of, segments
+from planner.hooks.beneath import beneath_hooks
+from planner.hooks.blocks import denoisers_of, segments
 from planner.passes.base import (
     Context,
     Family,

@@ -25,7 +25,8 @@ from planner.case.telemetry import Telemetry
 from planner.case.work import Phase, Work
 from planner.case.workload import Workload
 from planner.errors import UsageError
-from planner.hooks.blocks import beneath_hooks, denoiser_of, own_forward
+from planner.hooks.beneath import beneath_hooks, own_forward
+from planner.hooks.blocks import denoiser_of
 from planner.passes.base import (
     Context,
     Family,
@@ -35,9 +36,8 @@ from planner.passes.base import (
     Stage,
     Statistics,
     Undo,
-    on_cuda,
-    one_denoiser,
 )
+from planner.passes.needs import on_cuda, one_denoiser
 
 MOST_FORMS = 8
 """How many forms of inputs are recorded, at most; the others run as they are."""

@@ -37,10 +37,9 @@ from planner.passes.base import (
     Stage,
     Statistics,
     Undo,
-    fused_adapters,
     knob,
-    on_cuda,
 )
+from planner.passes.needs import fused_adapters, on_cuda
 
 HOOK = "layerwise_casting"
 """The name of diffusers' hook."""

@@ -35,8 +35,8 @@ from planner.passes.base import (
     Statistics,
     Undo,
     knob,
-    on_cuda,
 )
+from planner.passes.needs import on_cuda
 
 
 class GroupOffloadSettings(Settings):
@@ -83,8 +83,7 @@ def effect(work: Work, settings: GroupOffloadSettings, telemetry: Telemetry | No
     def phase_of(phase: Phase) -> Phase:
         if phase.name != "denoise" or not resting:
             return phase
-        shares = [op.share for op in phase.operations if op.block]
-        crossed = resting * phase.calls * (min(shares) if shares else 1.0) * ways
+        crossed = resting * phase.calls * _crossing(phase) * ways
         return phase.model_copy(update={
             "transfers": phase.transfers + crossed,
             "overlapped": settings.stream and (phase.overlapped or not phase.transfers),
@@ -99,6 +98,14 @@ def effect(work: Work, settings: GroupOffloadSettings, telemetry: Telemetry | No
 
     changed = work.mapped(phase_of)
     return changed.model_copy(update={"parts": tuple(map(part_of, work.parts))})
+
+
+def _crossing(phase: Phase) -> float:
+    """Return the part of the blocks' weights that is used in a call: a cache leaves some out."""
+    inside = [op for op in phase.operations if op.block]
+    used = sum(op.weights * op.share for op in inside)
+    total = sum(op.weights for op in inside)
+    return used / total if total else min((op.share for op in inside), default=1.0)
 
 
 def _window(work: Work, settings: GroupOffloadSettings) -> float:

@@ -29,8 +29,8 @@ from planner.passes.base import (
     Pass,
     Stage,
     Undo,
-    on_cuda,
 )
+from planner.passes.needs import on_cuda
 
 _MARKS = ("_all_hooks", "_offload_device", "_offload_gpu_id")
 """What diffusers leaves on the pipeline."""

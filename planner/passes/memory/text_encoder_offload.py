@@ -33,8 +33,8 @@ from planner.passes.base import (
     Statistics,
     Undo,
     knob,
-    on_cuda,
 )
+from planner.passes.needs import on_cuda
 
 _ALL = 1_000_000
 """More blocks in a group than any encoder has: it moves as a whole."""

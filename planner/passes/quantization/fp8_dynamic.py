@@ -39,13 +39,11 @@ from planner.passes.base import (
     Stage,
     Statistics,
     Undo,
-    block_list,
-    compute_capability,
     edges_knob,
-    fused_adapters,
     knob,
     scope_knob,
 )
+from planner.passes.needs import block_list, compute_capability, fused_adapters
 
 ALIGNED = 16
 """Both widths of a layer are multiples of it, or torchao leaves the layer as it is, unsaid."""

@@ -39,12 +39,11 @@ from planner.passes.base import (
     Stage,
     Statistics,
     Undo,
-    block_list,
     edges_knob,
-    fused_adapters,
     knob,
     scope_knob,
 )
+from planner.passes.needs import block_list, fused_adapters
 
 INT8 = Format("int8", value=1, row=4)
 """One float32 scale an output channel; on a CPU the kernel finds the input's scale in one pass."""

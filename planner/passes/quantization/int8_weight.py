@@ -40,12 +40,11 @@ from planner.passes.base import (
     Stage,
     Statistics,
     Undo,
-    block_list,
     edges_knob,
-    fused_adapters,
     knob,
     scope_knob,
 )
+from planner.passes.needs import block_list, fused_adapters
 
 ROW = 5
 """Bytes an output channel takes beside its integers: a float32 scale, an int8 zero point."""

@@ -40,12 +40,10 @@ from planner.passes.base import (
     Stage,
     Statistics,
     Undo,
-    block_list,
-    compute_capability,
     edges_knob,
-    fused_adapters,
     scope_knob,
 )
+from planner.passes.needs import block_list, compute_capability, fused_adapters
 
 BLOCK = 16
 """Values that share an E4M3 scale; torchao raises where a width is no multiple."""

@@ -33,8 +33,8 @@ from planner.passes.base import (
     Statistics,
     Undo,
     knob,
-    one_denoiser,
 )
+from planner.passes.needs import one_denoiser
 
 COND, UNCOND = "cond", "uncond"
 """The names that diffusers' pipelines give their branches."""

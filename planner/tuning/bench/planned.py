@@ -15,6 +15,7 @@ from planner.passes.base import Artifact, Context, Domain, Family, Fidelity, Pas
 from planner.plans.graph import Graph
 from planner.plans.plan import Plan, PlannedPass
 from planner.run.apply import put_on
+from planner.trials.reference import ReferenceCalls
 from planner.tuning.bench.knobs import nearest
 from planner.tuning.bench.method import Learned, Method, Side
 from planner.tuning.bench.rig import Rig
@@ -25,13 +26,17 @@ WRAPPERS = frozenset({"first_block_cache", "dual_block_cache"})
 """Passes that put another library's cache on: these count as that library's."""
 
 VARIANTS: dict[str, tuple[Settings, ...]] = {
-    "step_mask": ({"order": 0}, {"order": 1}),
+    "step_mask": (
+        {"order": 1}, {"order": 0}, {"order": 1, "early": 1.0}, {"order": 1, "tensor": "residual"},
+    ),
+    "tea_cache": ({}, {"start": 0.05}),
     "mag_cache": ({}, {"most": 5, "start": 0.1}),
 }
 """Settings beside the main knob that make methods of their own; one, the defaults, otherwise."""
 
 STACKS: tuple[tuple[str, ...], ...] = (("uncond_cache", "step_mask"),)
-"""Caches that are tried together where they may stand together; the last one has the knob."""
+"""Caches that are tried together where they may stand together; the last one has the knob, in the
+first of its variants."""
 
 
 def planned(graph: Graph, stacks: Sequence[tuple[str, ...]] = STACKS) -> list[Method]:
@@ -45,7 +50,7 @@ def planned(graph: Graph, stacks: Sequence[tuple[str, ...]] = STACKS) -> list[Me
     for names in stacks:
         together = all(name in legal for name in names) and graph.why_not(_plan(names, {})) is None
         if together:
-            found += [_method(graph, names, fixed) for fixed in VARIANTS.get(names[-1], ({},))]
+            found.append(_method(graph, names, VARIANTS.get(names[-1], ({},))[0]))
     return found
 
 
@@ -140,10 +145,12 @@ def _calibrated(
             with clock.call():
                 rig.call(prompt, {})
 
+    key = (plan.before(entry.name), prompts)
     with put_on(rig.pipeline, plan.before(entry.name), rig.case, known, rig.memo):
         detach = clock.attach(rig.pipeline.scheduler)
         try:
-            artifact = calibrate(rig.pipeline, entry.parsed(), context, render)
+            calls = ReferenceCalls(rig.pipeline, clock, render, rig.case, rig.recorded, key)
+            artifact = calibrate(rig.pipeline, entry.parsed(), context, calls)
         finally:
             detach()
     return dict(json.loads(json.dumps(artifact, allow_nan=False)))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.case.prompts import Prompt
+from planner.case.telemetry import Telemetry
 from planner.case.workload import Workload
 from planner.measure.images import Pixels, check_images, load_png, save_png, to_pixels
 from planner.measure.timing import timed
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 class Rig:
     """A loaded pipeline, and the untouched images that others are compared with.
 
-    `memo` makes putting the same plan on again cheap. Images lie in `<folder>/<prompt id>.png`.
+    `memo` makes putting the same plan on again cheap; `recorded` is what reference calls showed, by
+    what they depend on. Images lie in `<folder>/<prompt id>.png`.
     """
 
     def __init__(self, source: PipelineSource, workload: Workload, folder: Path) -> None:
@@ -31,6 +33,7 @@ class Rig:
         self.pipeline = load_pipeline(source)
         self.case = case_of(self.pipeline, source, workload)
         self.memo: dict[str, Any] = {}
+        self.recorded: dict[Any, Telemetry] = {}
         self._backend = backend(source.device)
         gc.collect()
         gc.freeze()  # what is loaded stays: no later collection need look at it

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean, median
 
 from planner.case.noun import Noun, Scalar
+from planner.case.prompts import Prompt
 from planner.measure.statistics import mean_upper
 from planner.tuning.bench.choose import AIM, Point, Tried, fastest, following, refine
 from planner.tuning.bench.desk import Desk
@@ -17,11 +18,11 @@ from planner.tuning.bench.watch import Portrait
 
 CONFIDENCE = 0.95
 SIDES: tuple[Side, ...] = ("ours", "peer", "steps")
-_FAR = 3.0
+_FAR = 2.0
 """Times the loosest level at which one prompt is enough to give a setting up."""
 
-_NO_FASTER = 0.97
-"""Share of an untouched call above which a setting saves nothing."""
+_SLOW = 0.5
+"""Share of an untouched call above which a setting is too slow to be the best at any level."""
 
 _ABOVE = 1.3
 """How far a bound lies above the mean, where too few prompts were rendered for one."""
@@ -92,19 +93,33 @@ def _all_computed(desk: Desk, seen: Portrait) -> bool:
 
 
 def measure_grid(desk: Desk, methods: Sequence[Method]) -> None:
-    """Measure every method's grid, one setting of each in turn, so that load spares nobody.
+    """Measure every method's grid from its fast end, a setting of each in turn: load spares none.
 
-    A setting that its first prompt shows to be far off, or no faster, gets no other prompts.
+    A setting that its first prompt shows to be far off gets no other prompts. One that is slow ends
+    its method's grid, where the knob is a number: milder ones are slower still.
     """
-    grids = [(method, grid(method.domain, desk.scale.points)) for method in methods]
     prompts, far = desk.search[: desk.scale.prompts], _FAR * max(desk.scale.levels)
+    grids = [(method, _from_fast(desk, method, prompts[:1])) for method in methods]
+    slow: set[str] = set()
     for place in range(desk.scale.points):
         desk.progress.tick("grid", place, desk.scale.points, "")
         for method, value in ((one, values[place]) for one, values in grids if place < len(values)):
+            if method.name in slow:
+                continue
             first = desk.point(method, value, prompts[:1])
-            if first is not None and first.lpips <= far and first.share <= _NO_FASTER:
+            if first is not None and first.share > _SLOW and not isinstance(value, str):
+                slow.add(method.name)
+            elif first is not None and first.lpips <= far:
                 desk.point(method, value, prompts)
     desk.close_bracket()
+
+
+def _from_fast(desk: Desk, method: Method, prompt: Sequence[Prompt]) -> list[Scalar]:
+    """Return a method's grid with its faster end first."""
+    values = grid(method.domain, desk.scale.points)
+    ends = [desk.point(method, value, prompt) for value in (values[0], values[-1])]
+    shares = [float("inf") if end is None else end.share for end in ends]
+    return values if shares[0] <= shares[1] else values[::-1]
 
 
 def refine_best(desk: Desk, methods: Sequence[Method], level: float) -> None:

@@ -3,16 +3,16 @@
 import itertools
 from typing import Any
 
-from planner.passes.base import Artifact, Context, Family, Fidelity, Pass, Render, Stage
+from planner.passes.base import Artifact, Context, Family, Fidelity, Pass, Reference, Stage
 
 _COUNT = itertools.count(1)
 
 
-def calibrate(pipeline: Any, settings: Any, context: Context, render: Render) -> Artifact:
+def calibrate(pipeline: Any, settings: Any, context: Context, reference: Reference) -> Artifact:
     steps: list[int] = []
     hook = pipeline.transformer.register_forward_hook(lambda *_: steps.append(context.clock.step))
     try:
-        render()
+        reference.render()
     finally:
         hook.remove()
     return {"steps": steps, "calibration": next(_COUNT)}
