@@ -1,11 +1,24 @@
-"""What a tiny Flux's block stack adds, watched from outside it."""
+"""What is watched from outside a denoiser: what its block stack adds."""
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 
 
-class Added:
+class Watched:
+    """Hooks of torch's own, which leave with the block."""
+
+    _hooks: list[Any]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+
+class Added(Watched):
     """Keeps, per forward of a tiny Flux, what the block stack added to the image tokens."""
 
     def __init__(self, pipe: Any) -> None:
@@ -21,13 +34,6 @@ class Added:
 
     def _after(self, module: Any, args: Any) -> None:
         self.added.append(args[0] - self._input)
-
-    def __enter__(self) -> "Added":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
 
     @property
     def branches(self) -> dict[str, list[torch.Tensor]]:

@@ -262,7 +262,9 @@ def _output_of_the_shape_of_the_input(case: Case) -> str | None:
     more = case.model.traits.extra_channels
     if not more:
         return None
-    return f"easy_cache needs output and input of one shape; this input has {more} more channels"
+    side = "input" if more > 0 else "output"
+    said = "easy_cache needs output and input of one shape"
+    return f"{said}; this {side} has {abs(more)} more channels"
 
 
 _SOURCE = "Zhou et al. 2025, arXiv 2507.02860"

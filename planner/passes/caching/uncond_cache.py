@@ -26,7 +26,7 @@ from planner.hooks.branches import Tally
 from planner.hooks.clock import StepClock
 from planner.hooks.forecast import History
 from planner.hooks.reuse import long_enough, reused_none
-from planner.hooks.whole import Output, Run, Whole, latents_of, tensors_of
+from planner.hooks.whole import Output, Run, Whole, latents_of
 from planner.passes.base import (
     Context,
     Family,
@@ -112,12 +112,21 @@ class _Sequential(_UncondCache):
 
 
 class _Batched(_UncondCache):
-    """Both branches come in one forward, the unconditional half first."""
+    """Both branches come in one forward, the unconditional half first.
+
+    A batch of another size than twice the images has other parts (none where guidance is off at a
+    step, a third where it is perturbed) and is left alone.
+    """
+
+    def __init__(self, settings: UncondCacheSettings, context: Context) -> None:
+        super().__init__(settings, context)
+        self._size = 2 * context.case.workload.batch_size
 
     def around(self, branch: str, run: Run, args: Any, kwargs: Any) -> Any:
         """Run the denoiser on both halves, or on the conditional one alone."""
-        size = tensors_of(latents_of(args, kwargs))[0].shape[0]
-        if not self._clock.running or size % 2:
+        latents, size = latents_of(args, kwargs), self._size
+        halves = hasattr(latents, "shape") and latents.shape[0] == size
+        if not self._clock.running or not halves:
             return run(*args, **kwargs)
         spared = self._spared(self._clock)
         self._tally.add(UNCOND, computed=not spared)
@@ -188,8 +197,15 @@ def observe(
     return reused_none("uncond_cache", settings.interval, statistics, "interval")
 
 
+_PROMPT_FIRST = ("AceStep", "DiTPipeline", "Lumina", "OmniGen", "StableCascade", "ZImage")
+"""How pipelines begin whose batch has the prompt's half first, or is no tensor."""
+
+
 def _two_branches(case: Case) -> str | None:
     guidance, branches = case.workload.guidance, case.model.traits.branches
+    if guidance == "batched" and case.model.pipeline.startswith(_PROMPT_FIRST):
+        said = "uncond_cache needs the half without the prompt first in the batch"
+        return f"{said}; {case.model.pipeline} has it last"
     if guidance == "batched":
         return None
     if guidance != "sequential":
