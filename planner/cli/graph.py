@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +95,7 @@ def _text(graph: Graph, why: bool) -> str:
     ]
     lines = [f"{graph.case.model.id} on {graph.case.device.name}", ""]
     lines += [table(("", "pass", "stage", "fidelity"), rows), ""]
-    lines += [clash.worded for clash in graph.clashes]
+    lines += _clashes(graph)
     if graph.excluded and why:
         lines += ["", "not legal here:"]
         lines += [f"  {line}" for line in graph.exclusions]
@@ -104,3 +105,17 @@ def _text(graph: Graph, why: bool) -> str:
     elif why:
         lines += ["", "every pass is legal here"]
     return "\n".join(lines)
+
+
+def _clashes(graph: Graph) -> list[str]:
+    """Return a line for every clash; passes that all claim one thing share a line."""
+    claimed: dict[str, list[str]] = {}
+    for one in graph.legal:
+        for claim in one.owns:
+            claimed.setdefault(claim, []).append(one.name)
+    groups = {claim: names for claim, names in claimed.items() if len(names) > 2}
+    lines = [f"not together: of {', '.join(names)} keep one, since each owns {claim} "
+             "(a thing has one owner in a plan)" for claim, names in groups.items()]  # fmt: skip
+    shared = {f"{a} and {b} both own {claim}: keep one"
+              for claim, names in groups.items() for a, b in combinations(names, 2)}  # fmt: skip
+    return lines + [clash.worded for clash in graph.clashes if clash.because not in shared]

@@ -27,7 +27,11 @@ def nothing_between(name: str) -> Condition:
     Passes on `blocks.Stack` do not have it: what they keep is what the blocks alone have added.
     """
     needed = f"{name} needs an undisturbed block stack"
-    return lambda case: _found(_ADDS_BETWEEN, case, needed, "adds between blocks")
+
+    def _undisturbed_block_stack(case: Case) -> str | None:
+        return _found(_ADDS_BETWEEN, case, needed, "adds between blocks")
+
+    return _undisturbed_block_stack
 
 
 def nothing_read_between(name: str) -> Condition:
@@ -36,7 +40,11 @@ def nothing_read_between(name: str) -> Condition:
     A skipped step adds what the whole stack has added at its beginning.
     """
     needed = f"{name} needs a block stack that is read at its end only"
-    return lambda case: _found(_READS_BETWEEN, case, needed, "reads it between blocks")
+
+    def _block_stack_read_at_its_end(case: Case) -> str | None:
+        return _found(_READS_BETWEEN, case, needed, "reads it between blocks")
+
+    return _block_stack_read_at_its_end
 
 
 def _found(words: tuple[str, ...], case: Case, needed: str, does: str) -> str | None:

@@ -3,7 +3,7 @@
 Passes that cost nothing come first and stay; then one rung a family, quantize before cache before
 fewer steps, each rung on top of the one below; then passes alone, so that the sampler sees what
 each is worth; then the top of the ladder with bolder settings. Of several passes that do the same
-thing each stands on its rung once, and one of them carries the rungs above. Six such seeds were
+thing one stands for all: the others are the sampler's. Six such seeds were
 worth at least forty trials of a sampler without them (shoot-out over six landscapes, GP).
 No pass is known by name: the rungs are families, the settings the passes' own `seeds`.
 """
@@ -50,7 +50,7 @@ def seeds(graph: Graph, case: Case, goal: Goal) -> tuple[Plan, ...]:
     boldest = max((len(one.seeds) for rung in rungs for one in rung), default=1)
     leading = [_leaders(graph, rung) for rung in rungs]
     stacks = [
-        *_climb(graph, base, rungs),
+        *_climb(graph, base, leading),
         *_alone(graph, base, [*leading, *slow], boldest),
         *(top for level in range(1, boldest) for top in _top(graph, base, leading, level)),
     ]
@@ -92,8 +92,7 @@ def _climb(graph: Graph, base: Stack, rungs: list[list[Pass]]) -> Iterator[Stack
     for rung in rungs:
         grown = [new for stack in stacks for new in _grow(graph, stack, rung, 0)]
         yield from grown
-        led = {one.name for one in rung} - {one.name for one in _leaders(graph, rung)}
-        stacks = [stack for stack in grown if not led & stack.keys()] or stacks
+        stacks = grown or stacks
 
 
 def _leaders(graph: Graph, rung: list[Pass]) -> list[Pass]:

@@ -127,9 +127,12 @@ def _method(row: Row, levels: Sequence[float], found: Comparison) -> tuple[str, 
 def _left_out(found: Comparison) -> list[str]:
     out = [f"- {row.method} ({row.source}): {row.left_out}"
            + (f"; it {row.note}" if row.note else "") for row in found.methods if row.left_out]
-    notes = [f"- {row.method}: {row.note}" for row in found.methods
-             if row.note and not row.left_out]  # fmt: skip
-    return [*(out or ["None."]), "", "What to know of the others:", "", *notes]
+    notes: dict[str, list[str]] = {}
+    for row in found.methods:
+        if row.note and not row.left_out:
+            notes.setdefault(row.note, []).append(row.method)
+    told = [f"- {', '.join(names)}: {note}" for note, names in notes.items()]
+    return [*(out or ["None."]), "", "What to know of the others:", "", *told]
 
 
 def _how(found: Comparison) -> list[str]:
@@ -141,8 +144,10 @@ def _how(found: Comparison) -> list[str]:
         "its image must be bit-equal to the reference, so that nothing is left on the pipeline.",
         "- One main knob a method, from mild to bold, other settings at their defaults (the names "
         f"say which are not): {scale.points} settings, or as many as a knob has, on "
-        f"{scale.prompts} prompts; then at each level the best {scale.refined_methods} methods of "
-        f"either side at up to {scale.refined} more settings on {scale.refined_prompts} prompts.",
+        f"{words.count(scale.prompts, 'prompt')} (on one where that showed a setting far off, or "
+        f"no faster); then at each level the best {scale.refined_methods} methods of either side "
+        f"at up to {scale.refined} more settings on "
+        f"{words.count(scale.refined_prompts, 'prompt')}.",
         f"- Speed is a share of the untouched calls beside, one after every {scale.every:g} "
         "untouched calls' worth of others. "
         f"Calibrations learned from {words.count(scale.learning, 'prompt')} that are used for "

@@ -62,6 +62,7 @@ def _panel(axes: Axes, found: Comparison, side: Side, other: Side) -> None:
                       va="center")  # fmt: skip
     axes.set(yscale="log", xlabel="times as fast as the untouched call")
     axes.set_ylim(bottom=0.9 * _LEAST)
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.grid(color="#e3e6e9", lw=0.7)
     axes.legend(fontsize=8, loc="lower right", framealpha=0.92)
 

@@ -12,6 +12,7 @@ from planner.passes import registry
 from planner.passes.base import Context
 from planner.passes.caching.deep_cache import DeepCacheSettings, apply, runs
 from planner.plans.graph import build
+from planner.plans.plan import Plan
 from tests.passes.driving import Bench, leftovers, unet_bench
 
 PASS = registry.get("deep_cache")
@@ -209,11 +210,13 @@ def test_where_it_cannot_work_is_said() -> None:
         assert said == f"deep_cache needs blocks that nothing is added to; {name} adds to them"
 
 
-def test_of_the_caches_of_whole_steps_a_u_net_has_this_one_alone() -> None:
+def test_of_the_caches_of_block_stacks_a_u_net_has_this_one_alone() -> None:
     graph = build(unet_bench().case)
     caches = {one.name for one in graph.legal if "denoiser.step_reuse" in one.owns}
-    assert caches == {"deep_cache"}
-    for name in ("step_mask", "taylor_seer", "mag_cache", "first_block_cache"):
+    assert caches == {"deep_cache", "easy_cache", "sea_cache", "step_mask"}
+    why = graph.why_not(Plan.of({"step_mask": {"tensor": "residual"}}))
+    assert "UNet2DConditionModel has none; forecast the output instead" in str(why)
+    for name in ("taylor_seer", "mag_cache", "first_block_cache"):
         assert graph.excluded[name].startswith(
             f"{name} needs blocks that diffusers has registered; UNet2DConditionModel has none"
         )

@@ -138,10 +138,7 @@ def test_what_cannot_be_cached_here_is_said_with_the_reason(bench: Bench) -> Non
 
 
 def test_two_experts_may_be_cached_by_it_alone() -> None:
-    case = tiny_case(tiny_wan(experts=2), WAN_CALL)
-    longer = case.workload.model_copy(update={"call": case.workload.call | {
-        "num_inference_steps": 20}})  # fmt: skip
-    graph = build(case.model_copy(update={"workload": longer}))
+    graph = build(tiny_case(tiny_wan(experts=2), WAN_CALL, num_inference_steps=20))
     assert NAME in {one.name for one in graph.legal}
 
 

@@ -23,7 +23,7 @@ from planner.prediction.inputs import Asked, builder_for
 from planner.prediction.latents import Latent
 from tests.passes.driving import Bench, declared_bench, traces
 from tests.passes.test_dual_block_cache import NAME, PASS, plan, settings
-from tests.test_families import FAMILIES, FRAMES, HEADS, counted
+from tests.test_families import FAMILIES, FRAMES, HEADS, counted, randomly
 
 MORE: dict[str, dict[str, Any]] = {
     "SanaTransformer2DModel": HEADS | {
@@ -103,10 +103,7 @@ def test_images_and_counts_are_those_of_cache_dit_enabled_by_hand(
 
 def small(name: str) -> tuple[Any, Callable[[int], torch.Tensor]]:
     """A small denoiser, and a call of it at a step: the latents change a little each time."""
-    torch.manual_seed(0)
-    module = getattr(diffusers, name)(**(FAMILIES | MORE)[name]).eval().requires_grad_(False)
-    for weight in module.parameters():  # some begin at zero, which would hide the blocks
-        torch.nn.init.normal_(weight, std=0.2)
+    module = randomly(lambda: getattr(diffusers, name)(**(FAMILIES | MORE)[name]))
     latent = Latent(frames=FRAMES.get(name, 1), height=8, width=8)
     asked = Asked(module.config, latent, text=8, batch=1, dtype=torch.float32)
 

@@ -235,7 +235,7 @@ def _unet(case: Case) -> str | None:
     return f"deep_cache needs a UNet2DConditionModel; this pipeline has a {found}"
 
 
-def _nothing_inside(case: Case) -> str | None:
+def _no_additions_to_deep_blocks(case: Case) -> str | None:
     added = [word for word in ("ControlNet", "Adapter") if word in case.model.pipeline]
     if not added:
         return None
@@ -254,7 +254,8 @@ PASS = Pass(
     owns=("denoiser.step_reuse",),
     needs=(
         Need(_unet, _SOURCE),
-        Need(_nothing_inside, "diffusers UNet2DConditionModel.forward: adds to deep blocks' skips"),
+        Need(_no_additions_to_deep_blocks,
+             "diffusers UNet2DConditionModel.forward: adds to deep blocks' skips"),
         Need(long_enough("deep_cache"), "interactions R14: step caches off at 8 steps and fewer"),
     ),
     effect=effect,

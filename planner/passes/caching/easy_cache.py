@@ -265,7 +265,7 @@ def observe(settings: EasyCacheSettings, statistics: Statistics, workload: Workl
     return reused_none("easy_cache", settings.threshold, statistics)
 
 
-def _same_shape(case: Case) -> str | None:
+def _output_of_the_shape_of_the_input(case: Case) -> str | None:
     more = case.model.traits.extra_channels
     if not more:
         return None
@@ -286,7 +286,7 @@ PASS = Pass(
     owns=("denoiser.step_reuse",),
     needs=(
         Need(long_enough("easy_cache"), "interactions R14: step caches off at 8 steps and fewer"),
-        Need(_same_shape, "EasyCache adds to the latents what the denoiser added"),
+        Need(_output_of_the_shape_of_the_input, "EasyCache keeps output less latents"),
         one_denoiser("easy_cache"),
     ),
     effect=effect,

@@ -133,6 +133,8 @@ class _Modulation:
             self._report()
 
     def _report(self) -> None:
+        # What is reused depends on the calls before: there is no rate to expect of one.
+        self._statistics.pop("hit_rate", None)
         self._statistics.update(kept_bytes=self._kept.bytes, contents=len(self._kept),
                                 dropped=self._dropped)  # fmt: skip
 
@@ -236,7 +238,7 @@ def _known_blocks(case: Case) -> str | None:
     )
 
 
-def _comes_again(case: Case) -> str | None:
+def _conditioning_that_comes_again(case: Case) -> str | None:
     classes = [name for name in case.model.traits.block_classes if name in FED]
     if case.workload.guidance == "sequential" or not any(FED[name].prompt for name in classes):
         return None
@@ -258,7 +260,8 @@ PASS = Pass(
     owns=("denoiser.modulation",),
     needs=(
         Need(_known_blocks, _SOURCE),
-        Need(_comes_again, "diffusers CombinedTimestepTextProjEmbeddings: timestep plus prompt"),
+        Need(_conditioning_that_comes_again,
+             "diffusers CombinedTimestepTextProjEmbeddings: timestep plus prompt"),
         fused_adapters("modulation_cache"),
         one_denoiser("modulation_cache"),
     ),

@@ -32,6 +32,7 @@ from planner.hooks.reuse import (
     computed_share,
     known_blocks,
     long_enough,
+    nothing_read_between,
     reused_none,
     skipping_forwards,
     skipping_steps,
@@ -200,7 +201,9 @@ def narrow(case: Case, telemetry: Telemetry | None) -> dict[str, Domain]:
 
 def unfit(case: Case, settings: SeaCacheSettings) -> str | None:
     """Answer a sentence where the blocks to be skipped are not known."""
-    said = None if around(settings) else known_blocks("sea_cache")(case)
+    said = None
+    if not around(settings):
+        said = known_blocks("sea_cache")(case) or nothing_read_between("sea_cache")(case)
     return said and f"{said}; forecast the output instead (tensor: output)"
 
 

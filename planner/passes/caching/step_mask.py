@@ -37,6 +37,7 @@ from planner.hooks.geometry import masks as masks_of
 from planner.hooks.reuse import (
     known_blocks,
     long_enough,
+    nothing_read_between,
     reused_none,
     skipping_forwards,
     skipping_steps,
@@ -197,7 +198,9 @@ def unfit(case: Case, settings: StepMaskSettings) -> str | None:
     if settings.mask and len(settings.mask) != steps:
         return (f"step_mask has a mask of {len(settings.mask)} steps and this call has {steps}; "
                 "give one character a step, or a share instead")  # fmt: skip
-    said = None if around(settings) else known_blocks("step_mask")(case)
+    said = None
+    if not around(settings):
+        said = known_blocks("step_mask")(case) or nothing_read_between("step_mask")(case)
     return said and f"{said}; forecast the output instead (tensor: output)"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -108,6 +109,8 @@ def _compare(
         "prompts": hash_prompts((*question.search, *question.unseen)),
     }  # fmt: skip
     with closing(Journal.begin(path, identity, resume=resume, fresh=fresh)) as journal:
+        if fresh:  # references of another pipeline would be held against this one
+            shutil.rmtree(rig.folder, ignore_errors=True)
         desk = Desk(rig, journal, question.scale, question.search, question.unseen, progress)
         seconds = desk.warm()
         _say_estimate(question.scale, methods, seconds, progress)

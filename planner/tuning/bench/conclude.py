@@ -22,6 +22,7 @@ from planner.tuning.bench.document import (
 from planner.tuning.bench.journal import CERTIFY, UNTOUCHED, Journal, Shot
 from planner.tuning.bench.knobs import place
 from planner.tuning.bench.method import Method
+from planner.tuning.bench.scale import Scale
 from planner.tuning.bench.stages import SIDES, Verdict, rounds_at, standing
 
 
@@ -30,7 +31,7 @@ def conclude(
 ) -> Comparison:
     """Return what the journal holds as one document."""
     rig, journal = desk.rig, desk.journal
-    levels = tuple(_level(journal, methods, level) for level in desk.scale.levels)
+    levels = tuple(_level(journal, methods, desk.scale, level) for level in desk.scale.levels)
     return Comparison(
         certified=any(one.ratio is not None for one in levels), source=rig.source,
         workload=rig.case.workload, device=rig.case.device, peers=dict(peers), scale=desk.scale,
@@ -40,9 +41,11 @@ def conclude(
     )  # fmt: skip
 
 
-def _level(journal: Journal, methods: Sequence[Method], level: float) -> Level:
+def _level(
+    journal: Journal, methods: Sequence[Method], scale: Scale, level: float
+) -> Level:
     by_name = {method.name: method for method in methods}
-    held = [one for side in SIDES for one in standing(journal, level, side)
+    held = [one for side in SIDES for one in standing(journal, scale, level, side)
             if one.method in by_name]  # fmt: skip
     entries = [_entry(journal, by_name[one.method], one) for one in held]
     ours, peer = (next((e for e in entries if e.side == side), None) for side in ("ours", "peer"))

@@ -77,14 +77,29 @@ class Journal:
         return shot
 
     def find(self, purpose: str, method: str, value: Scalar, prompt: str) -> Shot | None:
-        """Return a finished call."""
+        """Return a finished call, None for one of an earlier run that a busy machine made."""
         place = self._places.get(_key(purpose, method, value, prompt))
-        return None if place is None else self._shots[place]
+        if place is None or self._was_busy(place):
+            return None
+        return self._shots[place]
+
+    def _was_busy(self, place: int) -> bool:
+        """Tell whether untouched calls beside a call of an earlier run took unusually long.
+
+        Such a call's share says more of the other work than of its method. Calls of this run
+        stand: what is busy now may be so for long.
+        """
+        if self._shots[place].run == self.run:
+            return False
+        beside = [self._beside(place, way) for way in (-1, 1)]
+        usual = median(self.untouched_seconds())
+        return any(seconds is not None and seconds > _BUSY * usual for seconds in beside)
 
     def shots(self, purpose: str, method: str, value: Scalar) -> list[Shot]:
-        """Return a setting's calls for a purpose, the latest of each prompt."""
+        """Return a setting's calls for a purpose, the latest of each prompt: see `find`."""
         begin = _key(purpose, method, value, "")[:3]
-        return [self._shots[place] for key, place in self._places.items() if key[:3] == begin]
+        return [self._shots[place] for key, place in self._places.items()
+                if key[:3] == begin and not self._was_busy(place)]  # fmt: skip
 
     def values(self, purpose: str, method: str) -> list[Scalar]:
         """Return the settings of a method that were called for a purpose."""
@@ -164,6 +179,10 @@ class Journal:
         """Write a conclusion, once: an equal one that is there already is not written again."""
         if body not in self._ledger.bodies(kind):
             self._ledger.append(kind, body)
+
+
+_BUSY = 1.35
+"""Times the median untouched call at which the machine had other work."""
 
 
 def _key(purpose: str, method: str, value: Scalar, prompt: str) -> tuple[str, str, str, str]:

@@ -13,6 +13,7 @@ from planner.tuning.bench.desk import Desk
 from planner.tuning.bench.journal import CERTIFY, UNTOUCHED, Journal, Shot
 from planner.tuning.bench.knobs import grid
 from planner.tuning.bench.method import Method, Side
+from planner.tuning.bench.scale import Scale
 from planner.tuning.bench.watch import Portrait
 
 CONFIDENCE = 0.95
@@ -178,10 +179,13 @@ def certify_best(desk: Desk, methods: Sequence[Method], level: float) -> None:
 
 
 def _certify(desk: Desk, method: Method, level: float) -> None:
-    """Test settings of one method, bolder or milder ones by what the last one showed."""
+    """Test settings of one method, bolder or milder ones by what the others showed."""
     points = desk.journal.points(method.name)
-    point, tried = fastest(points, AIM * level), list[Tried]()
-    while point is not None and len(tried) < desk.scale.attempts:
+    tried = [Tried(point, one.upper) for one in certificates(desk.journal, desk.scale.certified)
+             for point in points if (one.method, one.value) == (method.name, point.value)
+             and one.upper is not None]  # fmt: skip
+    point, most = fastest(points, AIM * level), len(tried) + desk.scale.attempts
+    while point is not None and len(tried) < most:
         found = _test(desk, method, point.value, level)
         if found is None:
             return
@@ -223,17 +227,23 @@ def judged(
     )  # fmt: skip
 
 
-def verdicts(journal: Journal, level: float) -> list[Verdict]:
-    """Return what was certified at a level, whether it held or not."""
+def certificates(journal: Journal, needed: int) -> list[Verdict]:
+    """Return the latest verdict of every setting for which all `needed` prompts were rendered."""
     found = map(Verdict.model_validate, journal.bodies("verdict"))
-    latest = {(one.method, one.value): one for one in found if one.level == level}
-    return list(latest.values())
+    return list({(one.method, one.value): one for one in found if one.n >= needed}.values())
 
 
-def standing(journal: Journal, level: float, side: Side) -> list[Verdict]:
-    """Return what holds at a level of one side, the fastest first."""
-    held = [one for one in verdicts(journal, level) if one.holds and one.side == side]
-    return sorted(held, key=lambda one: one.share)
+def standing(journal: Journal, scale: Scale, level: float, side: Side) -> list[Verdict]:
+    """Return what holds at a level of one side: each method's fastest setting, best first.
+
+    A setting that holds at a stricter level holds here too.
+    """
+    held = [one for one in certificates(journal, scale.certified)
+            if one.side == side and one.upper is not None and one.upper <= level]  # fmt: skip
+    best_of: dict[str, Verdict] = {}
+    for one in sorted(held, key=lambda verdict: verdict.share):
+        best_of.setdefault(one.method, one)
+    return list(best_of.values())
 
 
 def rounds_at(level: float) -> str:
@@ -246,7 +256,7 @@ def play_rounds(desk: Desk, methods: Sequence[Method], level: float) -> None:
 
     A round that was interrupted is played again as a whole.
     """
-    best_two = [standing(desk.journal, level, side)[:1] for side in ("ours", "peer")]
+    best_two = [standing(desk.journal, desk.scale, level, side)[:1] for side in ("ours", "peer")]
     by_name = {method.name: method for method in methods}
     players = [(by_name[one.method], one.value) for pair in best_two for one in pair]
     for number, prompt in enumerate(desk.unseen[: desk.scale.rounds] if len(players) == 2 else ()):
