@@ -137,6 +137,10 @@ class PerBranch(Generic[S]):
         self._seen[branch] = step
         return self._states[branch]
 
+    def forget(self, branch: str) -> None:
+        """Forget one branch: what it is called with has changed."""
+        self._seen.pop(branch, None)
+
     def clear(self) -> None:
         """Forget every branch."""
         self._states.clear()

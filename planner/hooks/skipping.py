@@ -11,7 +11,7 @@ from planner.hooks.blocks import Stack, denoiser_of
 from planner.hooks.branches import PerBranch, Tally
 from planner.hooks.clock import StepClock
 from planner.hooks.forecast import History
-from planner.hooks.whole import Run, Whole
+from planner.hooks.whole import Run, Whole, form_of
 
 
 class Choice(Protocol):
@@ -67,18 +67,24 @@ class _Skipping:
     ) -> None:
         self._choice, self._clock = choice, clock
         self._branches = PerBranch(lambda: History(order), clock)
+        self._forms: dict[str, Any] = {}
         self._tally = Tally(statistics, clock)
 
     def restart(self) -> None:
         """Forget the last call."""
         self._choice.restart()
         self._branches.clear()
+        self._forms.clear()
         self._tally.restart()
 
     def reuse(self, branch: str, block: Any, args: Any, kwargs: Any) -> Any:
         """Return what is expected of this forward, or None where it must run."""
         if not self._clock.running:  # nobody says where a call begins: nothing is safe to reuse
             return None
+        form = form_of(args, kwargs)
+        if self._forms.get(branch) != form:  # of other latents nothing that is kept will fit
+            self._branches.forget(branch)
+            self._forms[branch] = form
         history = self._branches[branch]
         skipped = self._choice.skips(branch, block, args, kwargs) and bool(history)
         self._tally.add(branch, computed=not skipped)

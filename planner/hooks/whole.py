@@ -75,6 +75,14 @@ def latents_of(args: Any, kwargs: Any) -> Any:
     return named if named is not None else args[0]
 
 
+def form_of(args: Any, kwargs: Any) -> tuple[Any, ...]:
+    """Return the shapes of the latents, or of the tokens that a block was called with.
+
+    They change within a call where guidance is switched off in a batch, or the size grows.
+    """
+    return tuple(tensor.shape for tensor in tensors_of(latents_of(args, kwargs)))
+
+
 def tensors_of(value: Any) -> list[Any]:
     """Return the tensors of a nest of them, in order."""
     from torch.utils._pytree import tree_leaves

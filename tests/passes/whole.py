@@ -10,7 +10,7 @@ import torch
 from planner.hooks.clock import StepClock
 from planner.hooks.whole import Output, latents_of, tensors_of
 from planner.passes import registry
-from planner.passes.base import Context
+from planner.passes.base import Artifact, Context
 from tests.cases import flux_case
 from tests.passes.watching import Watched
 
@@ -55,8 +55,9 @@ def latents(value: float, shape: tuple[int, ...] = (1, 4, 1, 2, 2)) -> torch.Ten
 
 @contextmanager
 def on(
-    module: Any, passes: Mapping[str, Mapping[str, Any]], steps: int, **workload: Any
-) -> Iterator[SimpleNamespace]:
+    module: Any, passes: Mapping[str, Mapping[str, Any]], steps: int,
+    artifact: Artifact | None = None, **workload: Any,
+) -> Iterator[SimpleNamespace]:  # fmt: skip
     """Put passes on a denoiser alone, under a clock that runs: gives clock, step and statistics."""
     levels = torch.linspace(1.0, 0.0, steps + 1)
     scheduler = SimpleNamespace(step=lambda: None, timesteps=list(range(steps)), sigmas=levels)
@@ -66,7 +67,7 @@ def on(
     case = case.model_copy(update={"workload": case.workload.model_copy(update=workload)})
     for name, settings in passes.items():
         found = registry.get(name)
-        context = Context(case=case, clock=clock)
+        context = Context(case=case, clock=clock, artifact=artifact)
         pipeline = SimpleNamespace(transformer=module)
         undo.append(found.apply(pipeline, found.settings(**settings), context))
         statistics[name] = context.statistics

@@ -115,6 +115,7 @@ class _Branch:
     def __init__(self) -> None:
         self.steps: dict[int, _Kept] = {}
         self.added: list[Any] = []
+        self.form: list[Any] = []
         self.packing: Output | None = None
 
     def latents(self, now: int, before: int) -> float:
@@ -127,7 +128,13 @@ class _Branch:
         return _apart(self.steps[step].output or [], None)
 
     def keep(self, step: int, kept: _Kept) -> None:
-        """Keep a step, and forget all but the one before and the last two computed."""
+        """Keep a step, and forget all but the one before and the last two computed ones.
+
+        Of latents of another form (guidance is switched off in a batch) nothing fits any more.
+        """
+        form = [one.shape for one in kept.latents]
+        if form != self.form:
+            self.steps, self.packing, self.form = {}, None, form
         self.steps[step] = kept
         ran = [one for one, seen in sorted(self.steps.items()) if seen.output is not None]
         wanted = {step - 1, step, *ran[-2:]}

@@ -96,7 +96,8 @@ class _TeaCache:
     def skips(self, branch: str, block: Any, args: Any, kwargs: Any) -> bool:
         """Tell whether the changes gathered since the last computed step are still few."""
         before, now = self._before[branch], modulated_input(block, args, kwargs)
-        held = not before or pinned(self._clock.step, self._clock.total, self._settings.start)
+        known = bool(before) and before[0].shape == now.shape
+        held = not known or pinned(self._clock.step, self._clock.total, self._settings.start)
         change = 0.0 if held else self._curve(relative_change(now, before[0]))
         before[:] = [now]
         return self._gates[branch].skips(change, held)
