@@ -31,6 +31,7 @@ PROMPTS = [Prompt(text=f"a {colour} {shape}", seed=seed) for seed, (colour, shap
 SMALL = Scale(
     levels=(0.002,), points=2, prompts=1, learning=1, refined=1, refined_prompts=2,
     refined_methods=1, finalists=1, attempts=2, certified=3, early=2, rounds=2, every=4.0,
+    busy=1e9,
 )  # fmt: skip
 METHODS = ("steps", "step_mask (order 1)", "diffusers TaylorSeer lite", "diffusers SeaCache",
            *(("cache-dit DBCache F8B0",) if version() else ()))  # fmt: skip

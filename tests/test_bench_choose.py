@@ -1,6 +1,7 @@
 """The pure parts of the comparison of caches: knobs, choices, verdicts, methods, budget."""
 
 import math
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -214,3 +215,22 @@ def test_a_comparison_of_twenty_methods_is_planned_within_its_budget() -> None:
     phases = estimate(Scale(), (methods * 2)[:20], 4.0)
     assert 0.5 * BUDGET_SECONDS < sum(phases.values()) < BUDGET_SECONDS
     assert all(math.isfinite(value) and value > 0 for value in phases.values())
+
+
+def test_calls_of_a_run_beside_which_the_machine_was_busy_are_made_again(tmp_path: Path) -> None:
+    identity = {"bench": "caching", "scale": {"busy": 1.5}}
+
+    def shots(journal: Journal, untouched: float) -> None:
+        for method, seconds in ((UNTOUCHED, untouched), ("a", 1.0), (UNTOUCHED, untouched)):
+            prompt = f"p{untouched}"
+            journal.keep(Shot(purpose=SEARCH, method=method, value=0.1, prompt=prompt,
+                              seconds=seconds, lpips=0.0, run=journal.run))  # fmt: skip
+
+    path = tmp_path / "ledger.jsonl"
+    with closing(Journal.begin(path, identity, resume=False, fresh=False)) as first:
+        for untouched in (2.0, 2.1, 2.2, 9.0):
+            shots(first, untouched)
+        assert first.find(SEARCH, "a", 0.1, "p9.0") is not None, "what is busy now may stay so"
+    with closing(Journal.begin(path, identity, resume=True, fresh=False)) as later:
+        assert later.find(SEARCH, "a", 0.1, "p9.0") is None
+        assert [shot.prompt for shot in later.shots(SEARCH, "a", 0.1)] == ["p2.0", "p2.1", "p2.2"]

@@ -89,11 +89,12 @@ class Journal:
         Such a call's share says more of the other work than of its method. Calls of this run
         stand: what is busy now may be so for long.
         """
-        if self._shots[place].run == self.run:
+        busy = self._ledger.study.get("scale", {}).get("busy")
+        if self._shots[place].run == self.run or busy is None:
             return False
         beside = [self._beside(place, way) for way in (-1, 1)]
         usual = median(self.untouched_seconds())
-        return any(seconds is not None and seconds > _BUSY * usual for seconds in beside)
+        return any(seconds is not None and seconds > busy * usual for seconds in beside)
 
     def shots(self, purpose: str, method: str, value: Scalar) -> list[Shot]:
         """Return a setting's calls for a purpose, the latest of each prompt: see `find`."""
@@ -180,10 +181,6 @@ class Journal:
         """Write a conclusion, once: an equal one that is there already is not written again."""
         if body not in self._ledger.bodies(kind):
             self._ledger.append(kind, body)
-
-
-_BUSY = 1.35
-"""Times the median untouched call at which the machine had other work."""
 
 
 def _key(purpose: str, method: str, value: Scalar, prompt: str) -> tuple[str, str, str, str]:

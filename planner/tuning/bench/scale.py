@@ -21,6 +21,7 @@ CERTIFIED = 32
 EARLY = 10
 ROUNDS = 12
 EVERY = 5.0
+BUSY = 1.5
 
 BUDGET_SECONDS = 75 * 60.0
 """What a whole comparison should take at most."""
@@ -41,7 +42,8 @@ class Scale(Noun):
     prompts, and the best `finalists` of each side go to `certified` unseen prompts, with at most
     `attempts` settings each; a mean over the level after `early` prompts ends an attempt.
     `rounds` decide between the best of both sides. An untouched call comes after others that
-    took as long as `every` of them.
+    took as long as `every` of them; calls of an earlier run beside one that took `busy` times the
+    median are made again, since the machine had other work.
     """
 
     levels: tuple[float, ...] = LEVELS
@@ -57,6 +59,7 @@ class Scale(Noun):
     early: int = EARLY
     rounds: int = ROUNDS
     every: float = EVERY
+    busy: float = BUSY
 
     @property
     def searched(self) -> int:
