@@ -1,16 +1,16 @@
 """Where an expert would start: a ladder from the mildest stack to the boldest.
 
-Passes that cost nothing come first and stay; then one rung a family, quantize before cache before
-fewer steps, each rung on top of the one below; then passes alone, so that the sampler sees what
-each is worth; then the top of the ladder with bolder settings. Of several passes that do the same
-thing one stands for all: the others are the sampler's. Six such seeds were
-worth at least forty trials of a sampler without them (shoot-out over six landscapes, GP).
+Passes that cost nothing come first and stay; then each pass alone, which may be all that a goal
+needs and shows the sampler what it is worth; then one rung a family, quantize before cache before
+fewer steps, each rung on top of the one below; then bolder settings, alone and at the top. Of
+several passes that do the same thing one stands for all: the others are the sampler's. Six such
+seeds were worth at least forty trials of a sampler without them (a shoot-out over six landscapes).
 No pass is known by name: the rungs are families, the settings the passes' own `seeds`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from planner.case.case import Case
@@ -50,8 +50,9 @@ def seeds(graph: Graph, case: Case, goal: Goal) -> tuple[Plan, ...]:
     boldest = max((len(one.seeds) for rung in rungs for one in rung), default=1)
     leading = [_leaders(graph, rung) for rung in rungs]
     stacks = [
+        *_alone(graph, base, [*leading, *slow], range(1)),
         *_climb(graph, base, leading),
-        *_alone(graph, base, [*leading, *slow], boldest),
+        *_alone(graph, base, leading, range(1, boldest)),
         *(top for level in range(1, boldest) for top in _top(graph, base, leading, level)),
     ]
     found = dict.fromkeys(Plan.of(stack) for stack in stacks)
@@ -133,10 +134,10 @@ def _grow(graph: Graph, stack: Stack, rung: list[Pass], level: int) -> list[Stac
 
 
 def _alone(
-    graph: Graph, base: Stack, rungs: list[list[Pass]], levels: int
+    graph: Graph, base: Stack, rungs: list[list[Pass]], levels: Iterable[int]
 ) -> Iterator[Stack]:
     """Yield each single pass at each of its seeds, beside what of the base it can stand with."""
-    for level in range(levels):
+    for level in levels:
         for one in (one for rung in rungs for one in rung if one.name not in base):
             stack = {name: base[name] for name in graph.required} | {one.name: _seed(one, level)}
             for name, settings in base.items():

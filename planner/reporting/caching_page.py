@@ -144,8 +144,9 @@ def _how(found: Comparison) -> list[str]:
         "its image must be bit-equal to the reference, so that nothing is left on the pipeline.",
         "- One main knob a method, from mild to bold, other settings at their defaults (the names "
         f"say which are not): {scale.points} settings, or as many as a knob has, on "
-        f"{words.count(scale.prompts, 'prompt')} (on one where that showed a setting far off, or "
-        f"no faster); then at each level the best {scale.refined_methods} methods of either side "
+        f"{words.count(scale.prompts, 'prompt')} (on one where that showed a setting far off; a "
+        "knob that is a number is tried from its fast end to where calls get slow); "
+        f"then at each level the best {scale.refined_methods} methods of either side "
         f"at up to {scale.refined} more settings on "
         f"{words.count(scale.refined_prompts, 'prompt')}.",
         f"- Speed is a share of the untouched calls beside, one after every {scale.every:g} "
@@ -161,8 +162,8 @@ def _how(found: Comparison) -> list[str]:
         "peer's on one prompt each, the order of the two alternating; its interval is by order "
         "statistics.",
         "- Computed forwards count the weights of the blocks' linear layers that were called, by "
-        "hooks, in a call that was not timed. What a method keeps are the bytes of all tensors "
-        "alive when the last forward began, less those of an untouched call and of no call.",
+        "hooks, in a call that was not timed. What a method keeps are the most bytes of tensors "
+        "alive when a forward began, seen at some steps, less those of an untouched call.",
         f"- {IMPLEMENTATION}.",
     ]  # fmt: skip
 

@@ -160,15 +160,16 @@ class Journal:
         self._ledger.append("artifact", {"key": lesson, "artifact": artifact})
 
     def portrait(self, method: str, value: Scalar) -> tuple[Portrait, int] | None:
-        """Return a watched call and the bytes that the method held in it."""
+        """Return a watched call and the most bytes that the method held in it."""
         for body in self._ledger.bodies("trial"):
-            if body["method"] == method and body["value"] == value:
-                return Portrait.model_validate(body["portrait"]), int(body["held"])
+            if (body["method"], body["value"]) == (method, value) and "most_held" in body:
+                return Portrait.model_validate(body["portrait"]), int(body["most_held"])
         return None
 
     def keep_portrait(self, method: str, value: Scalar, found: Portrait, held: int) -> None:
         """Write a watched call."""
-        body = {"method": method, "value": value, "portrait": found.model_dump(), "held": held}
+        seen = found.model_dump()
+        body = {"method": method, "value": value, "portrait": seen, "most_held": held}
         self._ledger.append("trial", body)
 
     def bodies(self, kind: str) -> list[dict[str, Any]]:

@@ -12,13 +12,16 @@ from planner.hooks.blocks import denoiser_of, segments
 from planner.hooks.clock import StepClock
 from planner.tuning.bench.rig import Rig
 
+_LOOKS = 6
+"""Steps at which live tensors are counted: a method may drop what it kept before the last one."""
+
 
 class Portrait(Noun):
     """One call, watched and not timed.
 
     `shares` are, by branch, the share of the block stack's weights that were multiplied with at
-    each step; `live` the bytes of all tensors in the process when the last forward began.
-    What a method keeps from step to step lies there then, whoever holds it.
+    each step; `live` the most bytes of tensors that lay in the process when a forward began, seen
+    at some steps. What a method keeps from step to step lies there then, whoever holds it.
     """
 
     shares: dict[str, tuple[float, ...]]
@@ -44,8 +47,8 @@ class _Watch:
             self._step, self._branch = self._clock.step, -1
         self._branch += 1
         self.steps = self._clock.total
-        if self._step == self.steps - 1:
-            self.live = live_bytes()
+        if self._step in {round(i * (self.steps - 1) / _LOOKS) for i in range(1, _LOOKS + 1)}:
+            self.live = max(self.live, live_bytes())
 
     def layer(self, size: int) -> Callable[..., None]:
         """Return a hook that notes that a layer of so many weights is called."""
