@@ -91,6 +91,16 @@ def test_the_block_that_a_cache_watches_runs_at_every_step() -> None:
         assert expected.seconds == pytest.approx(REFERENCE * share, rel=1e-3), name
 
 
+@pytest.mark.parametrize("name", ["easy_cache", "sea_cache", "tea_cache"])
+def test_what_was_measured_of_a_cache_is_what_is_foretold_of_it(name: str) -> None:
+    found, of = foresight(), Plan.of({name: {"threshold": 0.3}})
+    ratio = 0.05 + 0.95 * 0.4  # whole forwards are left out as well as stacks
+    found.learn(trial(of, measured(ratio, {name: {"computed": 40, "reused": 60}})))
+    expected = found.predict(of)
+    assert expected is not None and expected.rests_on == 1
+    assert expected.seconds == pytest.approx(ratio * REFERENCE, rel=0.01)
+
+
 def test_what_a_cache_skips_is_learned_over_its_threshold_and_counted_by_steps() -> None:
     found = foresight()
     before = found.predict(plan(tea=0.2))

@@ -141,6 +141,21 @@ def test_an_unknown_calibration_is_learned_on_top_of_the_passes_before(
     assert worker.render("candidate", PROMPTS, LONG)[0].statistics["learns"] == {"learned": 1}
 
 
+def test_reference_calls_are_recorded_under_a_plan_which_is_off_afterwards(
+    worker: Supervisor,
+) -> None:
+    worker.put(BASELINE, {}, PROMPTS, LONG)
+    found = worker.record(Plan.of({"steps": {"num_inference_steps": 3}}), PROMPTS, LONG)
+    assert found.steps == 3 and len(found.runs) == len(PROMPTS) and found.runs[0] != found.runs[1]
+    for run in found.runs:
+        assert set(run) == {"cond", "uncond"}
+        assert set(run["cond"]) == {"latents", "output", "residual"}, "too short for caches"
+    with pytest.raises(UsageError, match="no plan is on"):
+        worker.render("candidate", PROMPTS, LONG)
+    near = worker.render("baseline", PROMPTS[:1], LONG)[0]
+    assert near.lpips[0] < SAME
+
+
 def test_a_short_last_batch_is_filled_up_from_the_first_prompts() -> None:
     a, b, c = (Prompt(text="a star", seed=seed) for seed in range(3))
     assert batches([a, b, c], 1) == [((a,), 1), ((b,), 1), ((c,), 1)]

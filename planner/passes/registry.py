@@ -86,7 +86,12 @@ def settings_of(name: str, values: dict[str, Any]) -> Settings:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise UsageError(
-            f"{name}.{field} cannot be {first['input']!r} ({first['msg'].lower()})",
+            f"{name}.{field} cannot be {first['input']!r} ({_reason(first['msg'])})",
             value=first["input"],
             way_out=f"see `planner passes {name}` for its range",
         ) from error
+
+
+def _reason(message: str) -> str:
+    """Return what pydantic says of a value, without its own words around ours."""
+    return message.removeprefix("Value error, ").lower()

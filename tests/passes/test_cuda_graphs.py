@@ -12,6 +12,7 @@ import torch
 
 from planner.case.goal import Goal
 from planner.errors import UsageError
+from planner.hooks.beneath import beneath_hooks, own_forward
 from planner.passes import registry
 from planner.passes.compilation import cuda_graphs
 from planner.passes.compilation.cuda_graphs import MOST_FORMS, Recorder
@@ -56,6 +57,25 @@ def test_replays_draw_the_same_picture_with_one_recording_for_both_branches(
         del bench.pipe.transformer.forward
     assert tape == ["record"] + ["replay"] * 20
     assert statistics == {"graphs": 1, "replays": 20, "eager": 0}
+
+
+@pytest.mark.parametrize(("name", "settings"), [
+    ("step_mask", {"share": 0.4}), ("easy_cache", {"threshold": 0.6}),
+    ("sea_cache", {"threshold": 100.0, "start": 0.0, "most": 2}), ("uncond_cache", {}),
+])  # fmt: skip
+def test_what_is_decided_around_a_recorded_forward_stays_a_decision(
+    bench: Bench, tape: list[str], name: str, settings: dict[str, Any]
+) -> None:
+    denoiser = bench.pipe.transformer
+    with bench.put({name: settings}) as handle:
+        expected, stats = bench.draw(), dict(handle.stats[name])
+        put_back = beneath_hooks(denoiser, Recorder(own_forward(denoiser), counted := {}))
+        try:
+            assert torch.equal(bench.draw(), expected) and handle.stats[name] == stats
+        finally:
+            put_back()
+    assert counted["graphs"] == 1 and counted["eager"] == 0
+    assert 0 < counted["replays"] == tape.count("replay") < 20
 
 
 def test_outputs_outlive_the_next_replay_and_other_forms_are_recorded_anew(
