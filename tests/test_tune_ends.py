@@ -48,7 +48,8 @@ def request(out: Path, goal: Goal, **more: object) -> TuneRequest:
     asked = TuneRequest(
         source=source, workload=tiny_workload(num_inference_steps=9), goal=goal, out=out,
         split=split_lists(TEXTS[:1], TEXTS[1:], 0), trials=1,
-        without_passes=("compile_blocks", "int8_dynamic", "modulation_cache"),
+        without_passes=("compile_blocks", "guidance_interval", "int8_dynamic", "modulation_cache",
+                        "uncond_cache"),
     )  # fmt: skip
     return asked.model_copy(update=more)
 

@@ -29,6 +29,9 @@ MODULATION = "modulation"
 """The claim of passes that look at the conditioning and reuse what followed from it before."""
 
 
+BRANCH_REUSE = "branch_reuse"
+"""The claim of passes that compute one branch of guidance at some steps only."""
+
 CAPTURE = "capture"
 """The claim of passes that record what a forward launches, and replay it."""
 
@@ -190,7 +193,7 @@ _UNSET = object()
 
 
 def _reuse_at_few_steps(case: Case, stack: Stack) -> str | None:
-    caches = _names(stack, _reuses)
+    caches = _names(stack, lambda one: _reuses(one) or _claims(one, BRANCH_REUSE))
     steps = effective_call(case, stack).get("num_inference_steps")
     if caches and isinstance(steps, int) and steps <= FEW_STEPS:
         return (
