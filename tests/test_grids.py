@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from planner.errors import UsageError
-from planner.hooks.grids import pictured
+from planner.hooks.grids import channels_of, pictured
+from tests.test_families import denoiser
 
 
 def tokens(batch: int, count: int, channels: int = 3) -> torch.Tensor:
@@ -87,6 +88,27 @@ def test_pictures_videos_and_lists_of_videos_are_taken_as_they_are() -> None:
     found = pictured((), {"x": [video[0], video[1, :, :, :4]]})
     assert [one.shape for one in found] == [(1, 4, 3, 5, 6), (1, 4, 3, 4, 6)]
     assert torch.equal(found[0][0], video[0])
+
+
+def test_a_videos_channels_are_found_where_the_denoiser_has_them() -> None:
+    video = torch.randn(2, 4, 3, 5, 6)
+    for given in (video, video.movedim(1, 2), video.movedim(1, -1)):
+        (found,) = pictured((), {"hidden_states": given}, channels=4)
+        assert torch.equal(found, video)
+    (found,) = pictured((), {"hidden_states": video}, channels=7)
+    assert torch.equal(found, video), "nobody knows better"
+
+
+def test_a_real_cogvideox_takes_frames_first() -> None:
+    module, call = denoiser("CogVideoXTransformer3DModel")
+    seen: list[torch.Tensor] = []
+    hook = module.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.extend(pictured(args, kwargs, channels_of(module))),
+        with_kwargs=True,
+    )
+    call()
+    hook.remove()
+    assert seen[0].shape == (1, 4, 2, 8, 8) and channels_of(torch.nn.Linear(1, 1)) == 0
 
 
 def test_tokens_of_which_nothing_tells_are_refused_with_the_way_out() -> None:

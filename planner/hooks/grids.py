@@ -9,12 +9,14 @@ from planner.errors import UsageError
 from planner.hooks.whole import latents_of, tensors_of
 
 
-def pictured(args: Any, kwargs: Any) -> list[Any]:
+def pictured(args: Any, kwargs: Any, channels: int = 0) -> list[Any]:
     """Return the latents of a forward as tensors batch × channels × frames × rows × columns.
 
     Tokens are laid out by what the denoiser is told of them: `img_shapes` (Qwen-Image), `img_ids`
     (FLUX), or `num_frames`, `height` and `width` (LTX); of more tokens than these say (images that
-    condition), the first ones are the latents. Raises `UsageError` where nothing tells.
+    condition), the first ones are the latents. `channels` tells where a video has them: some
+    denoisers take frames first (CogVideoX), or channels last. Raises `UsageError` where nothing
+    tells.
     """
     found = []
     for tensor in tensors_of(latents_of(args, kwargs)):
@@ -25,8 +27,15 @@ def pictured(args: Any, kwargs: Any) -> list[Any]:
         elif tensor.dim() == 4 and not isinstance(latents_of(args, kwargs), Sequence):
             found.append(tensor.unsqueeze(2))
         else:  # a batch of videos, or one video of a list of them
-            found.append(tensor if tensor.dim() == 5 else tensor.unsqueeze(0))
+            video = tensor if tensor.dim() == 5 else tensor.unsqueeze(0)
+            places = [axis for axis in (1, 2, -1) if video.shape[axis] == channels]
+            found.append(video.movedim(places[0], 1) if places else video)
     return found
+
+
+def channels_of(denoiser: Any) -> int:
+    """Return how many channels a denoiser's latents have, zero where it does not say."""
+    return int(getattr(denoiser, "config", {}).get("in_channels") or 0)
 
 
 def _layout(tokens: Any, kwargs: Any) -> tuple[int, int, int]:

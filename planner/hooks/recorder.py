@@ -35,6 +35,7 @@ class Forward(NamedTuple):
     block_kwargs: Any
     first: Any
     clock: StepClock
+    denoiser: Any
 
 
 Probe = Callable[[Forward], Any]
@@ -99,7 +100,8 @@ class Recorder:
         before, after = self._first
         first = None if after is None else after - before
         block, block_args, block_kwargs = self._seen
-        forward = Forward(args, kwargs, block, block_args, block_kwargs, first, self._clock)
+        forward = Forward(args, kwargs, block, block_args, block_kwargs, first, self._clock,
+                          self._denoiser)  # fmt: skip
         found = {name: probe(forward) for name, probe in self._probes.items()}
         found |= {"latents": latents_of(args, kwargs), "output": output, "residual": self._added}
         kept = self._running.setdefault(branch, {})

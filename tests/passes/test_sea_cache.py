@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from planner.errors import UsageError
 from planner.hooks.clock import StepClock
 from planner.hooks.forecast import weights
 from planner.hooks.grids import pictured
+from planner.hooks.recorder import Recorder
 from planner.passes import registry
 from planner.passes.caching.sea_cache import SeaCacheSettings, filtered, masks
 from planner.plans.graph import build
@@ -210,3 +212,20 @@ def test_the_simulation_reads_the_recorded_indicator(bench: Bench) -> None:
     assert recorded == pytest.approx(changes, rel=1e-3)
     bold = SeaCacheSettings(threshold=100.0, start=0.0, most=2)
     assert masks(bold, bench.telemetry) == [dict.fromkeys(("cond", "uncond"), "1001001001")]
+
+
+def test_latents_of_which_nothing_tells_how_they_lie_are_no_reason_to_record_nothing() -> None:
+    tokens = torch.randn(1, 6, 4)  # a sequence, and neither ids nor shapes
+    assert PASS.probe is not None
+    clock, module = StepClock(), Scripted([1.0] * 4)
+    clock.attach(SimpleNamespace(step=lambda: None, timesteps=[1, 0]))
+    pipe = SimpleNamespace(transformer=module)
+    with Recorder(pipe, clock, {"sea_cache": PASS.probe}) as recorder, clock.call():
+        for _ in range(2):
+            module(tokens)
+            clock._scheduler.step()
+    (run,) = recorder.telemetry().runs
+    assert set(run["single"]) == {"latents", "output"}
+    lies = pytest.raises(UsageError, match="nothing tells how 6 latent tokens lie")
+    with on(module, {"sea_cache": EAGER}, 4) as under, under.clock.call(), lies:
+        module(tokens)

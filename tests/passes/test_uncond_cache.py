@@ -185,6 +185,17 @@ def test_inside_a_cache_of_whole_steps_only_computed_steps_count(bench: Bench) -
     assert executed.forwards == 7 + 5
 
 
+def test_beside_a_guidance_interval_it_would_bring_guidance_back(bench: Bench) -> None:
+    plan = {"uncond_cache": EVERY_SECOND, "guidance_interval": {"start": 0.0, "stop": 0.5}}
+    with bench.put(plan), Around(bench.pipe.transformer) as seen:
+        bench.draw()
+    pairs = zip(seen.outputs[0::2], seen.outputs[1::2], strict=True)
+    alike = [torch.equal(cond, uncond) for cond, uncond in pairs]
+    assert not all(alike[5:]), "outside the interval both branches should be one"
+    why = build(bench.case).why_not(Plan.of(plan))
+    assert "a spared branch is guided also at steps" in str(why)
+
+
 def test_an_interval_of_one_draws_the_untouched_image_and_is_said(bench: Bench) -> None:
     with bench.put({"uncond_cache": {"interval": 1}}) as handle:
         assert torch.equal(bench.draw(), bench.untouched)

@@ -22,11 +22,12 @@ from planner.case.case import Case
 from planner.case.telemetry import Telemetry
 from planner.case.work import Work
 from planner.case.workload import Workload
+from planner.errors import UsageError
 from planner.hooks.blocks import denoiser_of
 from planner.hooks.changes import relative_change
 from planner.hooks.clock import StepClock
 from planner.hooks.gate import Gate, pinned
-from planner.hooks.grids import pictured
+from planner.hooks.grids import channels_of, pictured
 from planner.hooks.recorder import Forward
 from planner.hooks.reuse import (
     computed_share,
@@ -99,18 +100,18 @@ def filtered(latents: Any, level: float) -> Any:
     return torch.fft.ifftn(spectrum * (gain / gain.mean()), dim=(-3, -2, -1)).real
 
 
-def indicator(args: Any, kwargs: Any, level: float) -> Any:
+def indicator(args: Any, kwargs: Any, level: float, channels: int) -> Any:
     """Return a denoiser's filtered latents as one row of numbers."""
     import torch
 
-    return torch.cat([filtered(one, level).flatten() for one in pictured(args, kwargs)])
+    return torch.cat([filtered(one, level).flatten() for one in pictured(args, kwargs, channels)])
 
 
 class _SeaCache:
     """Adds up the changes of the filtered latents; stands around the denoiser to see them."""
 
-    def __init__(self, settings: SeaCacheSettings, clock: StepClock) -> None:
-        self._settings, self._clock = settings, clock
+    def __init__(self, settings: SeaCacheSettings, clock: StepClock, channels: int) -> None:
+        self._settings, self._clock, self._channels = settings, clock, channels
         self.restart()
 
     def restart(self) -> None:
@@ -128,7 +129,7 @@ class _SeaCache:
         step, (last, before) = self._clock.step, self._seen
         if step == last or not self._clock.running:
             return
-        now = indicator(args, kwargs, self._clock.level)
+        now = indicator(args, kwargs, self._clock.level, self._channels)
         known = before is not None and before.shape == now.shape and last == step - 1
         held = not known or pinned(step, self._clock.total, self._settings.start)
         change = relative_change(now, before) if known else 0.0
@@ -144,12 +145,13 @@ class _SeaCache:
 
 def apply(pipeline: Any, settings: SeaCacheSettings, context: Context) -> Undo:
     """Put the rule around the denoiser, or on its block stack."""
-    whole, rule, clock = around(settings), _SeaCache(settings, context.clock), context.clock
+    whole, clock, denoiser = around(settings), context.clock, denoiser_of(pipeline)
+    rule = _SeaCache(settings, clock, channels_of(denoiser))
     undo = skipping(pipeline, rule, clock, context.statistics, "planner_sea_cache",
                     settings.order, whole=whole)  # fmt: skip
     if whole:
         return undo
-    watch = Whole(denoiser_of(pipeline), rule, clock, "planner_sea_latents")
+    watch = Whole(denoiser, rule, clock, "planner_sea_latents")
 
     def both() -> None:
         watch.detach()
@@ -164,8 +166,12 @@ def around(settings: SeaCacheSettings) -> bool:
 
 
 def probe(forward: Forward) -> Any:
-    """Return the filtered latents."""
-    return indicator(forward.args, forward.kwargs, forward.clock.level)[None]
+    """Return the filtered latents, None where nothing tells how they lie."""
+    channels = channels_of(forward.denoiser)
+    try:
+        return indicator(forward.args, forward.kwargs, forward.clock.level, channels)[None]
+    except UsageError:
+        return None
 
 
 def masks(settings: SeaCacheSettings, telemetry: Telemetry) -> Masks:

@@ -7,8 +7,8 @@ both branches run in one forward, the half without the prompt is left out of it.
 When it helps: true classifier-free guidance, sequential or batched; long schedules. It stands
 inside a cache of whole steps: of the steps that are computed, some need one branch only.
 What it costs: one or two outputs of memory; nothing is calibrated, nothing compared.
-When not: 8 steps or fewer; guidance that is embedded or switched off; very high guidance scales,
-which multiply the error.
+When not: 8 steps or fewer; guidance that is embedded or switched off, at some steps too; very high
+guidance scales, which multiply the error.
 Source: FasterCache (Lv et al. 2024, arXiv 2410.19355), its CFG-Cache; the forecast of the
 difference stands in for its weighted frequencies.
 """
@@ -28,6 +28,7 @@ from planner.hooks.forecast import History
 from planner.hooks.reuse import long_enough, reused_none
 from planner.hooks.whole import Output, Run, Whole, latents_of
 from planner.passes.base import (
+    Avoid,
     Context,
     Family,
     Fidelity,
@@ -231,6 +232,13 @@ PASS = Pass(
         Need(_two_branches, _SOURCE),
         Need(long_enough("uncond_cache"), "interactions R14: caches off at 8 steps and fewer"),
         one_denoiser("uncond_cache"),
+    ),
+    avoids=(
+        Avoid(
+            "guidance_interval",
+            "a spared branch is guided also at steps that an interval leaves without guidance",
+            "seen on a small Flux: its branches differ outside the interval",
+        ),
     ),
     effect=effect,
     apply=apply,
