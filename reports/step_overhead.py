@@ -34,6 +34,7 @@ from planner.plans.plan import BASELINE, Plan
 from planner.run.apply import put_on
 from planner.run.calls import reference_call
 from planner.run.pipeline import PipelineSource, case_of, load_pipeline
+from planner.trials.reference import ReferenceCalls
 
 STEPS = 10
 PROMPT = "a red circle"
@@ -67,6 +68,7 @@ class Subject:
         self.case = case_of(self.pipe, source, workload)
         self.call = reference_call(workload, [PROMPT])
         self.memo: dict[str, Any] = {}
+        self.seen: dict[Any, Any] = {}
         gc.collect()
         gc.freeze()  # what is loaded stays: no later collection need look at it
 
@@ -96,7 +98,8 @@ class Subject:
 
         try:
             context = Context(case=self.case, clock=clock)
-            return {one.name: one.calibrate(self.pipe, one.settings(), context, render)}
+            calls = ReferenceCalls(self.pipe, clock, render, self.case, self.seen, "untouched")
+            return {one.name: one.calibrate(self.pipe, one.settings(), context, calls)}
         finally:
             detach()
 
