@@ -157,11 +157,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stubbed-rounds", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--only", metavar="PASS", help="print this cache's row, write nothing")
     args = parser.parse_args()
     subject = Subject()
     caches = [one for one in map(registry.get, registry.names())
-              if one.family is Family.CACHING and not one.missing(subject.case)]  # fmt: skip
-    plans = {BASELINE: {}} | {
+              if one.family is Family.CACHING and not one.missing(subject.case)
+              and args.only in (None, one.name)]  # fmt: skip
+    plans = ({} if args.only else {BASELINE: {}}) | {
         Plan.of({one.name: NEVER.get(one.name, {})}): subject.learned(one) for one in caches
     }
     rows = []
@@ -170,6 +172,8 @@ def main() -> None:
             stubbed = subject.pairs(plan, learned, args.stubbed_rounds)
         rows.append(row(plan, stubbed, subject.pairs(plan, learned, args.rounds)))
         print(rows[-1], flush=True)
+    if args.only:
+        return
     device = subject.case.device
     text = REPORT.format(
         device=device.name, threads=device.threads, python=platform.python_version(),

@@ -46,8 +46,20 @@ def _shifted(norm: Any, tokens: Any, embedding: Any) -> Any:
 
     Such are AdaLayerNormZero, its single and SD3.5 forms, and CogVideoXLayerNormZero.
     """
-    shift, scale = _first_two(norm.linear(norm.silu(embedding)), tokens.shape[-1])
+    width = tokens.shape[-1]
+    shift, scale = _first_two(_rows(norm.linear, norm.silu(embedding), 2 * width), width)
     return norm.norm(tokens) * (1 + scale) + shift
+
+
+def _rows(linear: Any, x: Any, count: int) -> Any:
+    """Return the first `count` outputs at least: of a plain layer no others are computed."""
+    import torch
+
+    plain = type(linear) is torch.nn.Linear and "forward" not in vars(linear)
+    if not plain or linear._forward_pre_hooks or linear._forward_hooks:
+        return linear(x)  # quantized, offloaded or watched: as a whole, the way its owner wants it
+    bias = None if linear.bias is None else linear.bias[:count]
+    return torch.nn.functional.linear(x, linear.weight[:count], bias)
 
 
 def _first_two(modulation: Any, width: int) -> Any:
