@@ -78,7 +78,7 @@ def _text(found: Comparison) -> str:
          "–" if level.ratio_interval is None else "{:.3f} to {:.3f}".format(*level.ratio_interval))
         for level in found.levels
     ]  # fmt: skip
-    return table(("LPIPS", "planner's best", "the peers' best", "ratio", "95 %"), rows)
+    return table(("LPIPS", "planner's best", "the peers' best", "times as fast", "95 %"), rows)
 
 
 def _entry(entry: Entry | None) -> str:

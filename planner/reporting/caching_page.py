@@ -74,10 +74,10 @@ def _levels(levels: Sequence[Level]) -> list[str]:
         ratio = "–" if one.ratio is None else f"**{one.ratio:.3f}**{interval}"
         rows.append((f"{one.lpips:g}", _entry(one.ours), _entry(one.peer), ratio, one.rounds))
     header = ("mean LPIPS at most", "planner's best", "the peers' best",
-              "planner's seconds over the peer's", "rounds")  # fmt: skip
+              "times as fast as the peer's", "rounds")  # fmt: skip
     return [
         *_table(header, rows), "",
-        "A ratio below one says that planner's is faster; the interval is one of 95 %.",
+        "Above one planner's is faster. The peer's seconds over planner's; 95 % interval.",
     ]
 
 

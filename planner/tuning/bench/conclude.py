@@ -61,8 +61,8 @@ def _level(
 def against(
     ours: Sequence[float], peer: Sequence[float]
 ) -> tuple[float | None, tuple[float, float] | None, int]:
-    """Return the median ratio of two sides' rounds, its interval of 95 %, and their number."""
-    ratios = [one / other for one, other in zip(ours, peer, strict=True)]
+    """Return how many times as fast ours is: median over rounds, interval of 95 %, their number."""
+    ratios = [other / one for one, other in zip(ours, peer, strict=True)]
     if not ratios:
         return None, None, 0
     low, high = interval(ratios)

@@ -48,7 +48,7 @@ class Entry(Noun):
 
 
 class Level(Noun):
-    """What is fastest within a mean LPIPS; `ratio` is our seconds over the peer's, by rounds.
+    """What is fastest within a mean LPIPS; `ratio` is the peer's seconds over ours, by rounds.
 
     `standings` are all settings that hold there, the fastest of each method, best first.
     """

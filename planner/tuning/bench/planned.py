@@ -123,13 +123,13 @@ def _learn(plan: Plan) -> Callable[[Rig, tuple[Prompt, ...]], Learned]:
         known: Learned = {}
         for entry in plan.passes:
             if registry.get(entry.name).calibrate is not None:
-                known[entry.name] = _calibrated(rig, plan, entry, known, prompts)
+                known[entry.name] = calibrated(rig, plan, entry, known, prompts)
         return known
 
     return learn
 
 
-def _calibrated(
+def calibrated(
     rig: Rig, plan: Plan, entry: PlannedPass, known: Learned, prompts: tuple[Prompt, ...]
 ) -> Artifact:
     """Let one pass learn with all earlier passes on, as in a trial."""
