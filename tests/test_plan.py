@@ -54,6 +54,12 @@ def test_a_value_outside_its_range_is_refused_with_field_and_value() -> None:
     assert "planner passes steps" in caught.value.way_out
 
 
+def test_settings_that_name_nothing_are_refused_with_the_pass() -> None:
+    with pytest.raises(UsageError, match="settings of easy_cache are None") as caught:
+        Plan.of({"easy_cache": None})  # type: ignore[dict-item]
+    assert "{} for the defaults" in caught.value.way_out
+
+
 def test_a_pass_named_twice_is_refused() -> None:
     twice = [PlannedPass(name="steps"), PlannedPass(name="steps")]
     with pytest.raises(UsageError, match="'steps' stands twice"):

@@ -204,6 +204,14 @@ def test_a_measured_plan_without_what_its_calibration_learned_is_refused(tmp_pat
     assert "tea_cache has no artifact" in error.what
 
 
+def test_a_mask_that_is_written_out_needs_no_artifact(tmp_path: Path) -> None:
+    plan = Plan.of({"step_mask": {"mask": "1010101010"}})
+    found = read_policy(written(tmp_path, a_policy(plan=plan, artifacts={})))
+    assert found.plan[0].artifact is None
+    error = refused(tmp_path, dump(a_policy(plan=Plan.of({"step_mask": {}}), artifacts={})))
+    assert "step_mask has no artifact" in error.what
+
+
 def test_a_policy_cannot_claim_more_than_its_evidence(tmp_path: Path) -> None:
     error = resealed(tmp_path, lambda body: body["evidence"].pop("certificate"))
     assert "certified policy needs a certificate" in error.what

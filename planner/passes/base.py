@@ -18,6 +18,7 @@ from planner.case.noun import Noun, Scalar
 from planner.case.telemetry import Telemetry
 from planner.case.work import Work
 from planner.case.workload import Workload
+from planner.errors import TrialFailed
 
 if TYPE_CHECKING:
     from planner.hooks.clock import StepClock
@@ -265,3 +266,12 @@ class Pass:
         """Return one sentence for every need that the case does not fulfil."""
         answers = (need.missing(case) for need in self.needs)
         return tuple(answer for answer in answers if answer)
+
+    def learns(self, settings: Any) -> bool:
+        """Tell whether settings need what a calibration finds: a mask that is given does not."""
+        if self.calibrate is None or self.needed is None:
+            return self.calibrate is not None
+        try:
+            return bool(self.needed({}, settings))
+        except TrialFailed:
+            return True

@@ -48,7 +48,7 @@ class Plan(Noun):
         Raises `UsageError` for an unknown pass or setting, or a pass named twice.
         """
         if isinstance(passes, Mapping):
-            items = [(name, dict(values)) for name, values in passes.items()]
+            items = [(name, _settings(name, values)) for name, values in passes.items()]
         else:
             items = [(entry.name, dict(entry.settings)) for entry in passes]
         names = [name for name, _ in items]
@@ -99,6 +99,13 @@ class Plan(Noun):
 
 BASELINE = Plan()
 """The untouched pipeline under the workload's own call."""
+
+
+def _settings(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        raise UsageError(f"settings of {name} are {values!r}, which names none", value=values,
+                         way_out="give a mapping, {} for the defaults")  # fmt: skip
+    return dict(values)
 
 
 def _short(value: Scalar) -> str:

@@ -16,7 +16,7 @@ from planner.case.telemetry import Telemetry
 from planner.errors import UsageError
 from planner.hooks.clock import StepClock
 from planner.passes import registry
-from planner.passes.base import Context, Domain, Pass, domains
+from planner.passes.base import Context, Domain, Family, Pass, domains
 from planner.plans.graph import Graph, build
 from planner.plans.plan import Plan
 from planner.prediction.cache_simulator import Simulated, simulate
@@ -107,7 +107,8 @@ def profile(
     foresight = Foresight(stands, seconds, telemetry) if stands else None
     seen = _Seen(graph, telemetry, stands, foresight)
     found = [_cache(one, seen, plan) for one in graph.legal if one.masks]
-    excluded = {name: why for name, why in graph.excluded.items() if _is_cache(name)}
+    excluded = {name: why for name, why in graph.excluded.items()
+                if registry.get(name).family is Family.CACHING}  # fmt: skip
     return Profile(
         case=case, under=str(plan), prompts=len(prompts), reference_seconds=seconds,
         telemetry=telemetry, caches=tuple(found), excluded=excluded,
@@ -124,10 +125,6 @@ def _untouched(worker: Supervisor, prompts: Sequence[Prompt]) -> float:
     """Return the seconds of an untouched call: the faster of two, the first of which warms."""
     samples = [worker.render("baseline", prompts, _DEADLINE, save=False)[0] for _ in range(2)]
     return min(sample.seconds for sample in samples)
-
-
-def _is_cache(name: str) -> bool:
-    return registry.get(name).masks is not None
 
 
 def _cache(one: Pass, seen: _Seen, plan: Plan) -> CacheProfile:
