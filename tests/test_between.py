@@ -4,7 +4,7 @@ Real small denoisers with ControlNet samples, VACE hints, and blocks of two list
 stack runs once, and is skipped ever after.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -14,9 +14,11 @@ import torch
 from diffusers import LatteTransformer3DModel, WanVACETransformer3DModel
 
 from planner.case.work import Phase, Work
-from planner.hooks.blocks import Form, Stack, segments
+from planner.hooks.blocks import Segment, Stack, segments
 from planner.hooks.clock import StepClock
+from planner.hooks.groups import groups
 from planner.hooks.reuse import skipping_steps
+from planner.hooks.streams import Form
 from planner.plans.graph import build
 from planner.prediction.counting import Counting, Scope, Tally, blocks_of, fixed_tensors
 from tests.cases import flux_case
@@ -141,6 +143,52 @@ def test_a_skipped_forward_of_the_same_input_gives_the_computed_output(make: Any
     assert torch.equal(computed, untouched)
     assert torch.allclose(skipped, untouched, rtol=1e-5, atol=1e-5)
     assert torch.equal(call(**now), untouched)
+
+
+class AgainIn(Again):
+    """Runs everything in the first forward, and adds the same in some of the groups after it."""
+
+    def __init__(self, kept: frozenset[int]) -> None:
+        super().__init__()
+        self._kept = kept
+        self.told: list[list[bool]] = []
+
+    def reuse(self, branch: str, head: Any, args: Any, kwargs: Any) -> Any:
+        if self.added is None:
+            return None
+        return [one if index in self._kept else None for index, one in enumerate(self.added)]
+
+    def computed(self, branch: str, added: Any) -> None:
+        self.told.append([one is not None for one in added])
+        self.added = self.added or added
+
+
+@pytest.mark.parametrize("kept", [{0}, {1}, {0, 1}, {1, 2}, {3}, {0, 3}], ids=str)
+@pytest.mark.parametrize("make", [*MADE, latte], ids=lambda make: make.__name__)
+def test_any_groups_may_be_skipped_while_the_others_run(make: Any, kept: set[int]) -> None:
+    module, call, now, _ = make()
+    untouched, parts = call(**now), groups(module)
+    kept = {one for one in kept if one < len(parts)}
+    rule = AgainIn(frozenset(kept))
+    stack = Stack(module, rule, StepClock(), "again", parts)
+    with counted(module) as ran:
+        computed, full = call(**now), set(ran)
+        ran.clear()
+        partly = call(**now)
+    stack.detach()
+    assert torch.equal(computed, untouched)
+    assert torch.allclose(partly, untouched, rtol=1e-5, atol=1e-5)
+    assert set(ran) == full - blocks_in(module, [parts[one] for one in kept])
+    whole, some = [True] * len(parts), [one not in kept for one in range(len(parts))]
+    assert rule.told == ([whole, some] if any(some) else [whole])
+    assert torch.equal(call(**now), untouched)
+
+
+def blocks_in(module: Any, parts: Sequence[Segment]) -> set[str]:
+    """The places of the blocks of some groups, as `counted` tells them."""
+    places = {block: f"{part.name}.{index}" for part in segments(module)
+              for index, block in enumerate(part.blocks)}  # fmt: skip
+    return {places[block] for part in parts for block in part.blocks}
 
 
 @named

@@ -9,11 +9,12 @@ import torch
 
 from planner.errors import UsageError
 from planner.hooks.beneath import beneath_hooks
-from planner.hooks.blocks import Form, denoiser_of, segments
+from planner.hooks.blocks import denoiser_of, segments
 from planner.hooks.branches import Hook, PerBranch, Tally, attach
 from planner.hooks.changes import MOST, relative_change
 from planner.hooks.clock import StepClock
 from planner.hooks.curve import Curve, fit
+from planner.hooks.streams import Form
 from tests.passes.driving import leftovers, shared_bench
 
 

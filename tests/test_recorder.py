@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from planner.case.telemetry import Series
+from planner.case.telemetry import Series, group_residual
 from planner.errors import TrialFailed
 from planner.hooks.clock import StepClock
+from planner.hooks.groups import groups
 from planner.hooks.modulation import modulated_input
 from planner.hooks.recorder import Forward, Recorder, _sampled
 from planner.passes import registry
@@ -19,7 +20,8 @@ from tests.passes.driving import Bench, leftovers, shared_bench, traces, unet_be
 from tests.passes.watching import Added
 from tests.test_families import denoiser
 
-TENSORS = {"latents", "output", "residual"}
+ALWAYS = {"latents", "output", "residual"}
+TENSORS = ALWAYS | set(map(group_residual, range(4)))
 
 
 @contextmanager
@@ -198,8 +200,9 @@ def test_other_families_show_all_three_and_branches_by_their_order(name: str) ->
             scheduler.step()
     detach()
     (run,) = recorder.telemetry().runs
+    shown = ALWAYS | set(map(group_residual, range(len(groups(module)))))
     assert {branch: set(one) for branch, one in run.items()} == {
-        "single": TENSORS, "single_2": TENSORS,
+        "single": shown, "single_2": shown,
     }  # fmt: skip
     assert run["single"] == run["single_2"], "the same arguments every time"
     assert recorder.telemetry().places == (0.0, 1.0, 2.0), "no levels: steps are counted"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from planner.case.prompts import Prompt
+from planner.case.telemetry import group_residual
 from planner.errors import PlannerError, TrialFailed, UsageError
 from planner.plans.plan import BASELINE, Plan
 from planner.run.pipeline import PipelineSource
@@ -149,7 +150,9 @@ def test_reference_calls_are_recorded_under_a_plan_which_is_off_afterwards(
     assert found.steps == 3 and len(found.runs) == len(PROMPTS) and found.runs[0] != found.runs[1]
     for run in found.runs:
         assert set(run) == {"cond", "uncond"}
-        assert set(run["cond"]) == {"latents", "output", "residual"}, "too short for caches"
+        groups = map(group_residual, range(4))
+        shown = {"latents", "output", "residual", *groups}
+        assert set(run["cond"]) == shown, "too short for caches"
     with pytest.raises(UsageError, match="no plan is on"):
         worker.render("candidate", PROMPTS, LONG)
     near = worker.render("baseline", PROMPTS[:1], LONG)[0]

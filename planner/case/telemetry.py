@@ -8,6 +8,14 @@ from planner.case.noun import Noun
 
 Rows = tuple[tuple[float, ...], ...]
 
+OUTPUT, RESIDUAL = "output", "residual"
+"""Names of what the denoiser returns, and of what its block stack adds to the image tokens."""
+
+
+def group_residual(index: int) -> str:
+    """Return the name of what one group of the block stack adds to the image tokens."""
+    return f"{RESIDUAL} of group {index + 1}"
+
 
 class Series(Noun):
     """One tensor followed over the steps of a call.
@@ -63,8 +71,9 @@ class Telemetry(Noun):
     """Series of every branch in a few recorded calls, and where their steps lie on the schedule.
 
     Every pass that asked for a tensor finds it under its own name; `latents` (the denoiser's
-    input), `output` (its output) and `residual` (what the block stack adds) are always there where
-    the denoiser shows them. Branches that did not run at every step are left out.
+    input), `output` (its output), `residual` (what the block stack adds) and what each group of its
+    blocks adds are always there where the denoiser shows them. Branches that did not run at every
+    step are left out.
     """
 
     places: tuple[float, ...]

@@ -1,22 +1,14 @@
-"""A denoiser's repeated block stack: finding it, running it or reusing what it added.
-
-diffusers registers for every cacheable block class which argument and which output is the image
-stream and which the text stream; everything here follows that registry.
-"""
+"""A denoiser's repeated block stack: finding it, running it or reusing what it added."""
 
 from __future__ import annotations
 
-import inspect
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from planner.errors import UsageError
 from planner.hooks.branches import SINGLE, Hook, Order, attach
 from planner.hooks.clock import StepClock
-
-Streams = tuple[Any, Any]
-"""Image tokens and text tokens (None where a block has one stream); batch × tokens × width."""
-
+from planner.hooks.streams import Form, Streams, Stretch, combine
 
 DENOISERS = ("transformer", "unet")
 """Names of the component that a pipeline calls at every step."""
@@ -82,58 +74,18 @@ def denoisers_of(pipeline: Any) -> dict[str, Any]:
             if part is not None}  # fmt: skip
 
 
-class Form:
-    """How one block class takes and returns its streams."""
-
-    def __init__(self, block: Any) -> None:
-        from diffusers.hooks._helpers import TransformerBlockRegistry
-
-        known = TransformerBlockRegistry.get(type(block))
-        self._image = known.return_hidden_states_index
-        self._text = known.return_encoder_hidden_states_index
-        names = tuple(inspect.signature(type(block).forward).parameters)[1:]
-        self._image_at = _place(known.hidden_states_argument_name, names)
-        self._text_at = _place(known.encoder_hidden_states_argument_name, names)
-
-    def inputs(self, args: Any, kwargs: Any) -> Streams:
-        """Return the streams that the block was called with."""
-        place, name = self._image_at
-        image = args[place] if place < len(args) else kwargs[name]
-        if self._text is None:
-            return image, None
-        place, name = self._text_at
-        return image, args[place] if place < len(args) else kwargs[name]
-
-    def unpack(self, output: Any) -> Streams:
-        """Return the streams of a block's output."""
-        if self._text is None:
-            return (output[self._image] if isinstance(output, tuple) else output), None
-        return output[self._image], output[self._text]
-
-    def pack(self, streams: Streams) -> Any:
-        """Return streams as the block would."""
-        image, text = streams
-        if self._text is None:
-            return image
-        output = [None, None]
-        output[self._image], output[self._text] = image, text
-        return tuple(output)
-
-
-def _place(name: str, names: tuple[str, ...]) -> tuple[int, str]:
-    # Z-Image's blocks are registered under a name that their first argument does not have.
-    place = names.index(name) if name in names else 0
-    return place, names[place]
+Added = list[Streams | None]
+"""What each segment of a stack adds to its input; None for one that runs, or that did not."""
 
 
 class Rule(Protocol):
-    """Decides once a forward whether the stack runs, and is told what a run added."""
+    """Decides once a forward which segments run, and is told what those that ran added."""
 
-    def reuse(self, branch: str, head: Any, args: Any, kwargs: Any) -> list[Streams] | None:
-        """Return what each segment adds to its input, or None to run the stack."""
+    def reuse(self, branch: str, head: Any, args: Any, kwargs: Any) -> Added | None:
+        """Return what segments add to their input, or None to run them all."""
 
-    def computed(self, branch: str, added: list[Streams]) -> None:
-        """Take what each segment added to its input in a full run."""
+    def computed(self, branch: str, added: Added) -> None:
+        """Take what segments added to their input, where one of them ran."""
 
 
 class Stack:
@@ -143,16 +95,20 @@ class Stack:
     blocks behind a segment's first are set aside for that forward. What the model adds between
     blocks (ControlNet samples, VACE hints) is left out of what the rule is told: in a skipped
     forward the model adds it itself, afresh. Where a pipeline names no branches, the calls of one
-    step are told apart by their order.
+    step are told apart by their order. `parts` are the segments to tell apart, the block lists by
+    default.
     """
 
-    def __init__(self, denoiser: Any, rule: Rule, clock: StepClock, name: str) -> None:
+    def __init__(
+        self, denoiser: Any, rule: Rule, clock: StepClock, name: str,
+        parts: tuple[Segment, ...] = (),
+    ) -> None:  # fmt: skip
         self._rule = rule
-        self._segments = segments(denoiser)
+        self._segments = parts or segments(denoiser)
         self._forms = [Form(part.blocks[0]) for part in self._segments]
-        self._stretches: dict[int, _Stretch] = {}
-        self._added: list[Streams] = []
-        self._reused: list[Streams] | None = None
+        self._stretches: dict[int, Stretch] = {}
+        self._added: dict[int, Streams | None] = {}
+        self._reused: Added = []
         self._running = SINGLE
         self._aside: dict[Any, Any] = {}
         self._order = Order(clock)
@@ -174,7 +130,7 @@ class Stack:
         self._reset()
 
     def _reset(self) -> None:
-        self._stretches, self._added, self._reused = {}, [], None
+        self._stretches, self._added, self._reused = {}, {}, []
         for block in tuple(self._aside):
             self._bring_back(block)
 
@@ -183,28 +139,46 @@ class Stack:
         if index == 0:
             self._reset()
             self._running = self._order.branch(hook)
-            self._reused = self._rule.reuse(self._running, module, args, kwargs)
-        streams = self._forms[index].inputs(args, kwargs)
-        if self._reused is None:
-            self._stretches[index] = _Stretch(streams)
+            found = self._rule.reuse(self._running, module, args, kwargs)
+            self._reused = found or [None] * len(self._segments)
+        elif index - 1 in self._stretches and self._alike(index - 1, index):
+            self._end(index - 1)  # its last block was left out
+        streams, reused = self._forms[index].inputs(args, kwargs), self._reused[index]
+        if reused is None:
+            self._stretches[index] = Stretch(streams)
             return hook.fn_ref.original_forward(*args, **kwargs)
         self._set_aside(index)
-        return self._forms[index].pack(_combine(streams, self._reused[index], 1))
+        self._end(index)
+        return self._forms[index].pack(combine(streams, reused, 1))
 
     def go_on(self, index: int, args: Any, kwargs: Any) -> None:
-        """Look at what the next block of a segment is given."""
-        self._stretches[index].given(self._forms[index].inputs(args, kwargs))
+        """Look at what the next block of a segment is given; its first may be left out."""
+        streams = self._forms[index].inputs(args, kwargs)
+        self._stretches.setdefault(index, Stretch(streams)).given(streams)
 
     def ran(self, index: int, output: Any, last: bool) -> None:
         """Look at what a block returns; after a segment's last keep what the segment added."""
-        if self._reused is not None:
+        if index not in self._stretches:  # it was reused
             return
         self._stretches[index].end = self._forms[index].unpack(output)
         if last:
-            self._added.append(self._stretches.pop(index).added())
-            if index == len(self._segments) - 1:
-                added, self._added = self._added, []
-                self._rule.computed(self._running, added)
+            self._end(index)
+
+    def _alike(self, one: int, other: int) -> bool:
+        return self._segments[one].name == self._segments[other].name
+
+    def _end(self, index: int) -> None:
+        """Keep what a segment has added; after all of them tell the rule, if any ran.
+
+        Lists whose blocks run by turns do not end in their order.
+        """
+        stretch = self._stretches.pop(index, None)
+        self._added[index] = None if stretch is None else stretch.added()
+        if len(self._added) == len(self._segments):
+            whole = [self._added[one] for one in range(len(self._segments))]
+            self._added = {}
+            if any(one is not None for one in whole):
+                self._rule.computed(self._running, whole)
 
     def _set_aside(self, index: int) -> None:
         form = self._forms[index]
@@ -222,36 +196,6 @@ class Stack:
             vars(block).pop("forward", None)
         else:
             vars(block)["forward"] = forward
-
-
-def _combine(streams: Streams, others: Streams, sign: int) -> Streams:
-    """Return image and text streams plus (sign 1) or less (sign -1) others."""
-    image = streams[0] + others[0] if sign > 0 else streams[0] - others[0]
-    if streams[1] is None or others[1] is None:
-        return image, None
-    return image, (streams[1] + others[1] if sign > 0 else streams[1] - others[1])
-
-
-class _Stretch:
-    """Blocks of a segment that have run, and what they have added without the model's additions.
-
-    The model has added something where a block is not given the very tensors that the block before
-    it returned; an addition in place would not be noticed.
-    """
-
-    def __init__(self, start: Streams) -> None:
-        self._start = self.end = start
-        self._before: Streams | None = None
-
-    def given(self, streams: Streams) -> None:
-        """Take what the next block is given."""
-        if streams[0] is not self.end[0] or streams[1] is not self.end[1]:
-            self._before, self._start = self.added(), streams
-
-    def added(self) -> Streams:
-        """Return what the blocks have added up to here."""
-        since = _combine(self.end, self._start, -1)
-        return since if self._before is None else _combine(self._before, since, 1)
 
 
 class _OnBlock(Hook):

@@ -110,6 +110,25 @@ def masks(errors: Matrix) -> dict[int, str]:
     return found
 
 
+def shared_masks(of: Sequence[Matrix]) -> dict[int, tuple[str, ...]]:
+    """Return masks for several forecasts, one each, by the steps they compute all together.
+
+    Of all ways to share that number out the one with the least added error; errors of the
+    forecasts are taken to add up.
+    """
+    best: dict[int, tuple[float, tuple[str, ...]]] = {0: (0.0, ())}
+    for one in of:
+        choices = [(error_of(one, mask), count, mask) for count, mask in masks(one).items()]
+        after: dict[int, tuple[float, tuple[str, ...]]] = {}
+        for total, (error, before) in best.items():
+            for more, count, mask in choices:
+                known = after.get(total + count)
+                if known is None or error + more < known[0]:
+                    after[total + count] = (error + more, (*before, mask))
+        best = after
+    return {total: found for total, (_, found) in best.items()}
+
+
 def _traced(came: Sequence[NDArray[np.int64]], before: int, last: int, count: int) -> str:
     steps = [last]
     for table in reversed(came):

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
-from planner.case.telemetry import Recorded, Series, Telemetry
+from planner.case.telemetry import OUTPUT, RESIDUAL, Recorded, Series, Telemetry, group_residual
 from planner.errors import TrialFailed, UsageError
-from planner.hooks.blocks import Form, Stack, Streams, denoiser_of, segments
+from planner.hooks.blocks import Added, Stack, denoiser_of, segments
 from planner.hooks.branches import Hook, attach
 from planner.hooks.clock import StepClock
+from planner.hooks.groups import groups
+from planner.hooks.streams import Form
 from planner.hooks.whole import Run, Whole, latents_of, tensors_of
 
 _VALUES = 2**17
 """Values of a tensor that are looked at, evenly spaced: all steps of a video would not fit."""
 
-_PRODUCTS = ("residual", "output")
+_PRODUCTS = (RESIDUAL, OUTPUT)
 """What skipped steps are forecast from: their inner products tell how far off a forecast is."""
 
 
@@ -53,7 +55,7 @@ class Recorder:
         self._runs: list[Recorded] = []
         self._first: list[Any] = [None, None]
         self._seen: tuple[Any, ...] = (None, None, None)
-        self._added: Any = None
+        self._added: dict[str, Any] = {}
         self._watches_blocks = False
 
     def __enter__(self) -> Recorder:
@@ -61,7 +63,8 @@ class Recorder:
             stack.callback(self._clock.on_reset(self._end_call))
             try:
                 first = segments(self._denoiser)[0].blocks[0]
-                watched = Stack(self._denoiser, self, self._clock, "planner_record")
+                watched = Stack(self._denoiser, self, self._clock, "planner_record",
+                                groups(self._denoiser))  # fmt: skip
             except (UsageError, ValueError):  # no blocks, or none that diffusers has registered
                 first = None
             else:
@@ -80,16 +83,18 @@ class Recorder:
         """Note what the first block is called with; never reuse anything."""
         self._seen = (head, args, kwargs)
 
-    def computed(self, branch: str, added: list[Streams]) -> None:
-        """Note what the stack added."""
-        self._added = image_residual(added)
+    def computed(self, branch: str, added: Added) -> None:
+        """Note what the stack added to the image tokens, and what each group of it did."""
+        images = [one[0] for one in added if one is not None]
+        self._added = {group_residual(index): image for index, image in enumerate(images)}
+        self._added[RESIDUAL] = _total(images)
 
     def around(self, branch: str, run: Run, args: Any, kwargs: Any) -> Any:
         """Run the denoiser, and keep what probes see, its latents, output and residual.
 
         A forward that a pass beneath answers, so that no block runs, is none.
         """
-        self._seen, self._added, self._first[:] = (None, None, None), None, [None, None]
+        self._seen, self._added, self._first[:] = (None, None, None), {}, [None, None]
         output = run(*args, **kwargs)
         ran = self._seen[0] is not None or not self._watches_blocks
         if self._clock.running and ran:
@@ -103,7 +108,7 @@ class Recorder:
         forward = Forward(args, kwargs, block, block_args, block_kwargs, first, self._clock,
                           self._denoiser)  # fmt: skip
         found = {name: probe(forward) for name, probe in self._probes.items()}
-        found |= {"latents": latents_of(args, kwargs), "output": output, "residual": self._added}
+        found |= {"latents": latents_of(args, kwargs), OUTPUT: output, **self._added}
         kept = self._running.setdefault(branch, {})
         for name, tensor in found.items():
             if tensor is not None:
@@ -114,10 +119,10 @@ class Recorder:
         running, self._running = self._running, {}
         run = {}
         for branch, tensors in running.items():
-            steps = sorted(tensors["output"])
+            steps = sorted(tensors[OUTPUT])
             if steps == list(range(len(self._places))):  # a branch that ran throughout
                 whole = {name: seen for name, seen in tensors.items() if sorted(seen) == steps}
-                run[branch] = {name: _series(seen, name in _PRODUCTS)
+                run[branch] = {name: _series(seen, name.startswith(_PRODUCTS))
                                for name, seen in whole.items()}  # fmt: skip
         if run:
             self._runs.append(run)
@@ -148,10 +153,10 @@ class _First(Hook):
         return output
 
 
-def image_residual(added: list[Streams]) -> Any:
-    """Return what the whole stack added to the image tokens, or the last segment alone did."""
-    total = added[0][0]
-    for image, _ in added[1:]:
+def _total(images: Sequence[Any]) -> Any:
+    """Return what the whole stack added to the image tokens, or its last list alone did."""
+    total = images[0]
+    for image in images[1:]:
         total = total + image if total.shape == image.shape else image
     return total
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Protocol
 
 from planner.case.noun import Scalar
-from planner.hooks.blocks import Stack, denoiser_of
+from planner.errors import UsageError
+from planner.hooks.blocks import Added, Stack, denoiser_of
 from planner.hooks.branches import PerBranch, Tally
 from planner.hooks.clock import StepClock
 from planner.hooks.forecast import History
+from planner.hooks.groups import groups
+from planner.hooks.masks import stretched
 from planner.hooks.whole import Run, Whole, form_of
 
 
@@ -51,24 +54,13 @@ class Masked:
         return step < len(mask) and mask[step] == "0"
 
 
-def stretched(mask: str, steps: int) -> str:
-    """Return a mask for another number of steps: each does as the nearest one of the mask."""
-    if steps == len(mask) or steps < 2:
-        return mask if steps == len(mask) else "1" * steps
-    scale = (len(mask) - 1) / (steps - 1)
-    return "".join(mask[round(step * scale)] for step in range(steps))
-
-
 class _Skipping:
     """The rule on a stack or a denoiser: what is skipped is forecast from what was computed."""
 
-    def __init__(
-        self, choice: Choice, clock: StepClock, statistics: dict[str, Scalar], order: int
-    ) -> None:
-        self._choice, self._clock = choice, clock
+    def __init__(self, choice: Choice, clock: StepClock, tally: Tally, order: int) -> None:
+        self._choice, self._clock, self._tally = choice, clock, tally
         self._branches = PerBranch(lambda: History(order), clock)
         self._forms: dict[str, Any] = {}
-        self._tally = Tally(statistics, clock)
 
     def restart(self) -> None:
         """Forget the last call."""
@@ -104,6 +96,34 @@ class _Skipping:
         return found
 
 
+class _Grouped:
+    """A rule for each group of blocks: what one skips is forecast from where that one ran."""
+
+    def __init__(self, rules: Sequence[_Skipping]) -> None:
+        self._rules = rules
+
+    def restart(self) -> None:
+        """Forget the last call."""
+        for rule in self._rules:
+            rule.restart()
+
+    def reuse(self, branch: str, head: Any, args: Any, kwargs: Any) -> Added:
+        """Return what is expected of each group that is skipped."""
+        return [rule.reuse(in_group(branch, index), head, args, kwargs)
+                for index, rule in enumerate(self._rules)]  # fmt: skip
+
+    def computed(self, branch: str, added: Added) -> None:
+        """Keep what the groups that ran have added."""
+        for index, (rule, streams) in enumerate(zip(self._rules, added, strict=True)):
+            if streams is not None:
+                rule.computed(in_group(branch, index), streams)
+
+
+def in_group(branch: str, index: int) -> str:
+    """Return the name under which one group's forwards of a branch are counted."""
+    return f"{branch}.{index + 1}"
+
+
 def skipping(
     pipeline: Any, choice: Choice, clock: StepClock, statistics: dict[str, Scalar], name: str,
     order: int = 0, whole: bool = False,
@@ -113,9 +133,30 @@ def skipping(
     `statistics` receive what `Tally` counts; `order` is that of the forecast. A branch that
     resumes after steps in which it was not called starts from nothing.
     """
-    rule = _Skipping(choice, clock, statistics, order)
+    rule = _Skipping(choice, clock, Tally(statistics, clock), order)
     with ExitStack() as stack:
         stack.callback(clock.on_reset(rule.restart))
         around = Whole if whole else Stack
         stack.callback(around(denoiser_of(pipeline), rule, clock, name).detach)
+        return stack.pop_all().close
+
+
+def skipping_groups(
+    pipeline: Any, choices: Sequence[Choice], clock: StepClock, statistics: dict[str, Scalar],
+    name: str, order: int = 0,
+) -> Callable[[], None]:  # fmt: skip
+    """Put a choice on each group of a pipeline's blocks; returns the undo.
+
+    `statistics` as in `skipping`, with the forwards of each group counted by themselves. Raises
+    `UsageError` where there are not as many groups as choices.
+    """
+    denoiser, tally = denoiser_of(pipeline), Tally(statistics, clock)
+    parts = groups(denoiser)
+    if len(parts) != len(choices):
+        raise UsageError(f"{len(choices)} masks were given for {len(parts)} groups of blocks",
+                         value=len(choices), way_out="give one mask for each group")  # fmt: skip
+    rule = _Grouped([_Skipping(choice, clock, tally, order) for choice in choices])
+    with ExitStack() as stack:
+        stack.callback(clock.on_reset(rule.restart))
+        stack.callback(Stack(denoiser, rule, clock, name, parts).detach)
         return stack.pop_all().close

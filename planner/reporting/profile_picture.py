@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.case.telemetry import Series
+from planner.case.telemetry import RESIDUAL, Series
 from planner.policy.atomic import replace
 from planner.tuning.profile import CacheProfile, Profile
 
@@ -55,7 +55,8 @@ def _changes(axes: Axes, found: Profile) -> None:
     """Draw the relative change from step to step of every tensor that caches look at."""
     names = dict.fromkeys(
         name for run in found.telemetry.runs for seen in run.values() for name in seen
-    )
+        if name == RESIDUAL or not name.startswith(RESIDUAL)  # the whole stack's, not its groups'
+    )  # fmt: skip
     for name, (colour, line, _) in zip(names, cycle(_STYLES), strict=False):
         rows = np.array([series.changes() for series in _first_branch(found, name)])
         steps = range(1, rows.shape[1] + 1)

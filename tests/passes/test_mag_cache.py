@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from planner.errors import TrialFailed
-from planner.hooks.skipping import stretched
+from planner.hooks.masks import stretched
 from planner.passes import registry
 from planner.passes.caching.mag_cache import MagCacheSettings, mask
 from planner.plans.plan import Plan

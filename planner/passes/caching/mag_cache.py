@@ -23,6 +23,7 @@ from planner.case.telemetry import Telemetry
 from planner.case.work import Work
 from planner.case.workload import Workload
 from planner.errors import TrialFailed
+from planner.hooks.masks import stretched
 from planner.hooks.reuse import (
     computed_share,
     reused_none,
@@ -31,7 +32,7 @@ from planner.hooks.reuse import (
     whole_steps,
     with_residuals,
 )
-from planner.hooks.skipping import Masked, skipping, stretched
+from planner.hooks.skipping import Masked, skipping
 from planner.passes.base import (
     Artifact,
     Context,

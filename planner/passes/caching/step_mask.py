@@ -5,7 +5,8 @@ another forward, at which steps the denoiser is best computed, for any number of
 its output is the last computed one, or lies on a straight line through the last two over the noise
 level (the same as a solver of that order that takes the computed steps alone, so the sigma schedule
 is aligned to the mask by itself); or its block stack alone is skipped, and what that adds is
-forecast. What is settled early carries all that follows, so that errors count more at high noise.
+forecast; or each of a few groups of blocks has steps of its own, more of them where it changes
+sooner. What is settled early carries all that follows, so that errors count more at high noise.
 When it helps: long schedules; wherever latency must not depend on the prompt: the steps are known
 before the run, nothing is compared, the host waits for nothing, and graphs can be captured. Where
 the output is forecast any denoiser will do, U-Nets too, and a skipped step costs next to nothing.
@@ -21,19 +22,20 @@ residuals' inner products is planner's own.
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import count, product
 from typing import Any, Literal
 
 from pydantic import field_validator
 
 from planner.case.case import Case
 from planner.case.noun import Scalar
-from planner.case.telemetry import Telemetry
+from planner.case.telemetry import Telemetry, group_residual
 from planner.case.work import Phase, Work
 from planner.case.workload import Workload
 from planner.errors import TrialFailed
 from planner.hooks.geometry import Matrix, error_of, errors, gram
-from planner.hooks.geometry import masks as masks_of
+from planner.hooks.groups import skipping_groups_of
+from planner.hooks.masks import BETWEEN, best_masks, computed_in, is_mask, moved, stretched
 from planner.hooks.reuse import (
     known_blocks,
     long_enough,
@@ -42,7 +44,7 @@ from planner.hooks.reuse import (
     skipping_forwards,
     skipping_steps,
 )
-from planner.hooks.skipping import Masked, skipping, stretched
+from planner.hooks.skipping import Masked, in_group, skipping, skipping_groups
 from planner.passes.base import (
     Artifact,
     Context,
@@ -62,7 +64,7 @@ from planner.passes.base import (
 from planner.passes.needs import one_denoiser
 
 ORDERS = (0, 1)
-TENSORS = ("output", "residual")
+TENSORS = ("output", "residual", "groups")
 EARLY = (0.0, 0.5, 1.0)
 _FEWEST = 3
 """Computed steps at the least: fewer leave nothing of the trajectory."""
@@ -79,29 +81,31 @@ class StepMaskSettings(Settings):
         1, "forecast from the last computed value (0), or along the last two (1)", choices=ORDERS,
         least=0, most=1,
     )  # fmt: skip
-    tensor: Literal["output", "residual"] = knob(
-        "output", "what is forecast: the denoiser's output, so that it is not called at all, or "
-        "what its block stack adds", choices=TENSORS,
+    tensor: Literal["output", "residual", "groups"] = knob(
+        "output", "what is forecast: the denoiser's output, so that it is not called at all, what "
+        "its block stack adds, or what each of a few groups of blocks adds", choices=TENSORS,
     )  # fmt: skip
     early: float = knob(
         0.5, "power of the noise level by which an error counts more when the steps are chosen",
         choices=EARLY, least=0.0, most=10.0,
     )  # fmt: skip
     mask: str = knob("", "the steps themselves, 1 computed and 0 skipped, in place of share and "
-                     "early: one character a step, the first one 1")  # fmt: skip
+                     "early: one character a step, the first one 1; of groups one mask each, "
+                     "with | between")  # fmt: skip
 
     @field_validator("mask")
     @classmethod
     def _is_mask(cls, mask: str) -> str:
-        if mask and (set(mask) - {"0", "1"} or mask[0] != "1" or "0" not in mask):
-            raise ValueError("a mask is made of 1 and 0, begins with 1 and skips something")
+        if mask and not is_mask(mask):
+            raise ValueError("a mask is made of 1 and 0, begins with 1 and skips something; "
+                             "those of groups are alike long, with | between")  # fmt: skip
         return mask
 
 
-def computed_steps(settings: StepMaskSettings, steps: int) -> int:
-    """Return how many of a schedule's steps are computed: not all, which would be no cache."""
+def computed_steps(settings: StepMaskSettings, steps: int) -> float:
+    """Return how many of a schedule's steps are computed, of groups in the mean: never all."""
     if settings.mask:
-        return stretched(settings.mask, steps).count("1")
+        return computed_in(settings.mask, steps)
     return max(min(_FEWEST, steps), min(steps - 1, round(settings.share * steps)))
 
 
@@ -111,8 +115,11 @@ def apply(pipeline: Any, settings: StepMaskSettings, context: Context) -> Undo:
         raise TrialFailed("step_mask has no artifact", stage="apply", value=None,
                           way_out="calibrate it on this pipeline first")  # fmt: skip
     mask = settings.mask or chosen(context.artifact or {}, settings)
-    return skipping(pipeline, Masked({"": mask}, context.clock), context.clock,
-                    context.statistics, "planner_step_mask", settings.order,
+    choices = [Masked({"": part}, context.clock) for part in mask.split(BETWEEN)]
+    name, order = "planner_step_mask", settings.order
+    if settings.tensor == "groups":
+        return skipping_groups(pipeline, choices, context.clock, context.statistics, name, order)
+    return skipping(pipeline, choices[0], context.clock, context.statistics, name, order,
                     whole=around(settings))  # fmt: skip
 
 
@@ -136,8 +143,9 @@ def chosen(artifact: Artifact, settings: StepMaskSettings) -> str:
         raise TrialFailed(f"step_mask has no masks for {_key(settings)}", stage="apply",
                           value=", ".join(masks),
                           way_out="calibrate it with these settings")  # fmt: skip
-    wanted = computed_steps(settings, len(known[0]))
-    return min(known, key=lambda one: abs(one.count("1") - wanted))
+    steps = len(known[0].partition(BETWEEN)[0])
+    wanted = computed_steps(settings, steps)
+    return min(known, key=lambda one: abs(computed_in(one, steps) - wanted))
 
 
 def needed(artifact: Artifact, settings: StepMaskSettings) -> Artifact:
@@ -155,29 +163,45 @@ def calibrate(
     seen = reference.telemetry()
     found = {}
     for tensor, order, early in product(TENSORS, ORDERS, EARLY):
-        if seen.series(tensor):
-            asked = StepMaskSettings(tensor=tensor, order=order, early=early)
-            best = masks_of(errors_of(seen, asked))
-            found[_key(asked)] = [best[count] for count in range(
+        asked = StepMaskSettings(tensor=tensor, order=order, early=early)
+        best = best_masks(errors_of(seen, asked))
+        if best:
+            found[_key(asked)] = [best[steps] for steps in range(
                 min(_FEWEST, seen.steps), seen.steps)]  # fmt: skip
     return {"masks": found}
 
 
-def errors_of(telemetry: Telemetry, settings: StepMaskSettings) -> Matrix:
-    """Return how far off each forecast of the recorded calls would be: see `hooks.geometry`."""
-    runs = telemetry.series(settings.tensor)
-    grams = [gram(series) for run in runs for series in run.values()]
-    return errors(grams, telemetry.places, settings.order, settings.early)
+def errors_of(telemetry: Telemetry, settings: StepMaskSettings) -> list[Matrix]:
+    """Return how far off each forecast of the recorded calls would be: see `hooks.geometry`.
+
+    One matrix, or one a group of blocks; none where the denoiser did not show what is forecast.
+    """
+    names = map(group_residual, count()) if settings.tensor == "groups" else [settings.tensor]
+    found = []
+    for name in names:
+        grams = [gram(series) for run in telemetry.series(name) for series in run.values()]
+        if not grams:
+            break
+        found.append(errors(grams, telemetry.places, settings.order, settings.early))
+    return found
+
+
+def _parts(settings: StepMaskSettings, telemetry: Telemetry) -> list[str]:
+    """Return the mask, or that of each group; none where telemetry does not tell."""
+    steps, mask = telemetry.steps, settings.mask
+    if not mask:
+        best = best_masks(errors_of(telemetry, settings))
+        mask = best.get(round(computed_steps(settings, steps)), "")
+    return [stretched(part, steps) for part in mask.split(BETWEEN) if part]
 
 
 def masks(settings: StepMaskSettings, telemetry: Telemetry) -> Masks:
     """Return the steps that are computed: the same in every call and branch."""
-    if settings.mask:
-        mask = stretched(settings.mask, telemetry.steps)
-    else:
-        best = masks_of(errors_of(telemetry, settings))
-        mask = best[computed_steps(settings, telemetry.steps)]
-    return [dict.fromkeys(run, mask) for run in telemetry.runs]
+    parts = _parts(settings, telemetry)
+    if settings.tensor != "groups":
+        return [dict.fromkeys(run, parts[0]) for run in telemetry.runs if parts]
+    return [{in_group(branch, index): part for branch in run for index, part in enumerate(parts)}
+            for run in telemetry.runs if parts]  # fmt: skip
 
 
 def effect(work: Work, settings: StepMaskSettings, telemetry: Telemetry | None) -> Work:
@@ -189,15 +213,26 @@ def effect(work: Work, settings: StepMaskSettings, telemetry: Telemetry | None) 
 
     if around(settings):
         return skipping_forwards(work, share)
-    return skipping_steps(work, share, settings.order + 1)
+    if settings.tensor != "groups":
+        return skipping_steps(work, share, settings.order + 1)
+
+    def shares(phase: Phase) -> list[float]:
+        known = _parts(settings, telemetry.at(round(phase.calls))) if telemetry else []
+        mean = share(phase)
+        return [part.count("1") / len(part) for part in known] or [one for one in [mean] if one]
+
+    return skipping_groups_of(work, shares, settings.order + 1)
 
 
 def unfit(case: Case, settings: StepMaskSettings) -> str | None:
     """Answer a sentence for a mask of another length, and for blocks that cannot be skipped."""
-    steps = case.workload.steps
-    if settings.mask and len(settings.mask) != steps:
-        return (f"step_mask has a mask of {len(settings.mask)} steps and this call has {steps}; "
+    steps, (mask, *more) = case.workload.steps, settings.mask.split(BETWEEN)
+    if mask and len(mask) != steps:
+        return (f"step_mask has a mask of {len(mask)} steps and this call has {steps}; "
                 "give one character a step, or a share instead")  # fmt: skip
+    if more and settings.tensor != "groups":
+        return (f"step_mask has {len(more) + 1} masks and forecasts the {settings.tensor}; "
+                "give one mask, or forecast groups of blocks (tensor: groups)")  # fmt: skip
     said = None
     if not around(settings):
         said = known_blocks("step_mask")(case) or nothing_read_between("step_mask")(case)
@@ -218,18 +253,14 @@ def neighbours(
     """
     if not settings.mask and _key(settings) not in artifact.get("masks", {}):
         return []
-    mask = settings.mask or chosen(artifact, settings)
-    moved = []
-    for step in (i for i, one in enumerate(mask) if one == "1" and i):
-        for other in (step - 1, step + 1, step - 2, step + 2):
-            if 0 < other < len(mask) and mask[other] == "0":
-                new = list(mask)
-                new[step], new[other] = "0", "1"
-                moved.append("".join(new))
-    if telemetry is not None and telemetry.steps == len(mask):
-        expected = errors_of(telemetry, settings)
-        moved.sort(key=lambda one: error_of(expected, one))
-    return [settings.model_dump() | {"mask": one} for one in moved]
+    parts = (settings.mask or chosen(artifact, settings)).split(BETWEEN)
+    found = [[*parts[:at], new, *parts[at + 1 :]]
+             for at, part in enumerate(parts) for new in moved(part)]  # fmt: skip
+    if telemetry is not None and telemetry.steps == len(parts[0]):
+        of = errors_of(telemetry, settings)
+        if len(of) == len(parts):
+            found.sort(key=lambda new: sum(map(error_of, of, new)))
+    return [settings.model_dump() | {"mask": BETWEEN.join(one)} for one in found]
 
 
 def observe(settings: StepMaskSettings, statistics: Statistics, workload: Workload) -> str | None:

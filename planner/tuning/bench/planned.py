@@ -28,6 +28,7 @@ WRAPPERS = frozenset({"first_block_cache", "dual_block_cache"})
 VARIANTS: dict[str, tuple[Settings, ...]] = {
     "step_mask": (
         {"order": 1}, {"order": 0}, {"order": 1, "early": 1.0}, {"order": 1, "tensor": "residual"},
+        {"order": 1, "tensor": "groups"},
     ),
     "tea_cache": ({}, {"start": 0.05}),
     "mag_cache": ({}, {"most": 5, "start": 0.1}),
