@@ -7,7 +7,7 @@ its output. The first step of a call decides for every branch: guidance mixes br
 be of one age. The first and the last step always run, and so do those before `start`.
 When it helps: long schedules of any denoiser whose output has the shape of its latents, with or
 without known blocks, U-Nets too; nothing is calibrated.
-What it costs: one scalar read a step; two latents and an output a branch.
+What it costs: one scalar read a step; a branch keeps up to four latents and two outputs.
 When not: 8 steps or fewer; inputs with more channels than the output (image-to-video, inpainting);
 prompts whose layout settles late.
 Source: EasyCache (Zhou et al. 2025, arXiv 2507.02860).
