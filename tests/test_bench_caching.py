@@ -126,6 +126,21 @@ def test_a_method_is_described_by_its_curve_its_steps_and_its_bytes(found: Compa
     assert fewer.at_default is not None and fewer.at_default.held.value == 0
 
 
+def test_the_mask_stands_beside_every_other_setting_at_as_many_forwards(
+    found: Comparison, folder: Path
+) -> None:
+    others = {one.method for one in found.equal}
+    assert {"steps", "diffusers TaylorSeer lite"} <= others <= set(METHODS)
+    for one in found.equal:
+        assert one.mask.startswith("step_mask (order 1), share ")
+        assert one.mask_computed <= one.computed and one.mask_computed == round(one.mask_computed)
+        assert 1 <= one.prompts <= SMALL.refined_prompts
+        assert one.lpips <= max(SMALL.levels)
+    text = (folder / "reports" / "caching.md").read_text(encoding="utf-8")
+    nearer = sum(one.mask_lpips <= one.lpips for one in found.equal)
+    assert f"The mask is nearer in {nearer} of {len(found.equal)} pairs" in text
+
+
 def test_nothing_is_measured_twice_and_every_call_is_a_line(
     found: Comparison, folder: Path, said: Said
 ) -> None:

@@ -45,6 +45,7 @@ def page(found: Comparison) -> str:
         "## Every setting that holds on unseen prompts", "", *_standings(found.levels), "",
         "## Every method as the search saw it", "", *_methods(found), "",
         "![Which steps each method computes](caching-steps.png)", "",
+        "## The searched mask at as many computed forwards", "", *_equal(found), "",
         "## Left out", "", *_left_out(found), "",
         "## How it was measured", "", *_how(found), "",
     ])  # fmt: skip
@@ -122,6 +123,25 @@ def _method(row: Row, levels: Sequence[float], found: Comparison) -> tuple[str, 
         *("–" if one is None else words.factor(one.share) for one in within),
         words.size(held.held.value) if held else "–",
     )  # fmt: skip
+
+
+def _equal(found: Comparison) -> list[str]:
+    rows = [(one.setting, _SIDES[one.side], f"{one.computed:g}", words.lpips(one.lpips), one.mask,
+             f"{one.mask_computed:g}", words.lpips(one.mask_lpips), one.prompts)
+            for one in found.equal]  # fmt: skip
+    if not rows:
+        return ["Not measured."]
+    header = ("setting", "whose", "forwards", "LPIPS", "mask", "its forwards", "its LPIPS",
+              "prompts")  # fmt: skip
+    nearer = sum(one.mask_lpips <= one.lpips for one in found.equal)
+    behind = [one.setting for one in found.equal if one.mask_lpips > one.lpips]
+    said = f"The mask is nearer in {nearer} of {len(rows)} pairs"
+    return [
+        *_table(header, rows), "",
+        "Every other method's fastest setting within each level, and the mask that computes no "
+        f"more forwards, on the same prompts. {said}"
+        + (f"; not nearer than {'; '.join(behind)}." if behind else "."),
+    ]  # fmt: skip
 
 
 def _left_out(found: Comparison) -> list[str]:

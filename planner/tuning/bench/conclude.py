@@ -19,6 +19,7 @@ from planner.tuning.bench.document import (
     interval,
     middle,
 )
+from planner.tuning.bench.equal import equal_rows
 from planner.tuning.bench.journal import CERTIFY, UNTOUCHED, Journal, Shot
 from planner.tuning.bench.knobs import place
 from planner.tuning.bench.method import Method
@@ -38,6 +39,7 @@ def conclude(
         prompts=desk.unseen, untouched=middle(journal.untouched_seconds(), "s"),
         minutes=round(minutes, 1), levels=levels,
         methods=tuple(_row(journal, method, max(desk.scale.levels)) for method in methods),
+        equal=tuple(equal_rows(desk, methods)),
     )  # fmt: skip
 
 

@@ -86,6 +86,23 @@ class Row(Noun):
     curve: tuple[Point, ...] = ()
 
 
+class Equal(Noun):
+    """A setting, and the searched mask that computes no more forwards, on the same prompts.
+
+    `computed` are whole forwards of the block stack in one call, all branches.
+    """
+
+    method: str
+    side: Side
+    setting: str
+    computed: float
+    lpips: float
+    mask: str
+    mask_computed: float
+    mask_lpips: float
+    prompts: int
+
+
 class Comparison(Noun):
     """Everything that a comparison of caches found, and on what."""
 
@@ -102,6 +119,7 @@ class Comparison(Noun):
     minutes: float
     levels: tuple[Level, ...]
     methods: tuple[Row, ...] = ()
+    equal: tuple[Equal, ...] = ()
 
 
 def read_comparison(path: Path) -> Comparison:

@@ -83,7 +83,7 @@ def _replay(
     return recorded.model_copy(update={
         "quick": True, "certified": False, "device": rig.case.device, "peers": peers,
         "untouched": middle(untouched, "s"), "minutes": round((time.monotonic() - began) / 60, 1),
-        "levels": levels, "methods": (), "prompts": prompts,
+        "levels": levels, "methods": (), "equal": (), "prompts": prompts,
     })  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from planner.case.prompts import Prompt
 from planner.measure.statistics import mean_upper
 from planner.tuning.bench.choose import AIM, Point, Tried, fastest, following, refine
 from planner.tuning.bench.desk import Desk
+from planner.tuning.bench.equal import measure_equal
 from planner.tuning.bench.journal import CERTIFY, UNTOUCHED, Journal, Shot
 from planner.tuning.bench.knobs import grid
 from planner.tuning.bench.method import Method, Side
@@ -59,6 +60,7 @@ def run(desk: Desk, methods: Sequence[Method]) -> None:
         play_rounds(desk, able, level)
     for method in able:
         watch_comparable(desk, method)
+    measure_equal(desk, able)
 
 
 def try_defaults(desk: Desk, methods: Sequence[Method]) -> list[Method]:
