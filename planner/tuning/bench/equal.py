@@ -60,7 +60,7 @@ def equal_rows(desk: Desk, methods: Sequence[Method]) -> Iterator[Equal]:
 
 def _pairs(desk: Desk, methods: Sequence[Method]) -> Iterator[_Pair]:
     """Give every setting whose computed forwards are known, with the mask of as many."""
-    masks = [one for one in methods if one.lesson == MASK]
+    masks = [one for one in methods if one.name.startswith(MASK)]
     level, steps = max(desk.scale.levels), desk.rig.case.workload.steps
     best = [(point.share, one.name, one) for one in masks
             if (point := fastest(desk.journal.points(one.name), level)) is not None]  # fmt: skip
@@ -79,7 +79,7 @@ def _settings(
     journal: Journal, methods: Sequence[Method], levels: Sequence[float]
 ) -> Iterator[tuple[Method, Point]]:
     """Give every other method's fastest setting within each level, none of them twice."""
-    for method in (one for one in methods if MASK not in one.lesson):
+    for method in (one for one in methods if MASK not in one.name):
         found = [fastest(journal.points(method.name), level) for level in levels]
         different = {point.value: point for point in found if point is not None}
         yield from ((method, point) for point in different.values())

@@ -28,7 +28,7 @@ WRAPPERS = frozenset({"first_block_cache", "dual_block_cache"})
 VARIANTS: dict[str, tuple[Settings, ...]] = {
     "step_mask": (
         {"order": 1}, {"order": 0}, {"order": 1, "early": 1.0}, {"order": 1, "tensor": "residual"},
-        {"order": 1, "tensor": "groups"},
+        {"tensor": "groups", "order": 1},
     ),
     "tea_cache": ({}, {"start": 0.05}),
     "mag_cache": ({}, {"most": 5, "start": 0.1}),
@@ -103,9 +103,10 @@ def _method(
     default = nearest(domain, main.settings.model_fields[knob].default)
     learns = any(registry.get(name).calibrate for name in names)
     words = ", ".join(f"{key} {value}" for key, value in fixed.items())
+    name = " + ".join(names) + (f" ({words})" if words else "")
     return Method(
-        name=" + ".join(names) + (f" ({words})" if words else ""), side=side, source="planner",
-        knob=knob, domain=domain, default=default, on=_on(plan), lesson=" > ".join(names),
+        name=name, side=side, source="planner",
+        knob=knob, domain=domain, default=default, on=_on(plan), lesson=name,
         learn=_learn(plan(default)) if learns else None, recipe=recipe,
     )  # fmt: skip
 
