@@ -100,13 +100,13 @@ def _standings(levels: Sequence[Level]) -> list[str]:
 
 def _methods(found: Comparison) -> list[str]:
     levels = [level.lpips for level in found.levels]
-    header = ("method", "whose", "default", "LPIPS", "times as fast", "forwards computed",
+    header = ("method", "whose", "default", "LPIPS", "times as fast", "forwards computed", "tried",
               *(f"within {AIM * level:.3g}" for level in levels), "keeps")  # fmt: skip
     rows = [_method(row, levels, found) for row in found.methods if row.default is not None]
     return [
         *_table(header, rows), "",
-        f"Few prompts, one reading: for orientation. Within {AIM:g} of a level the search looks "
-        f"for what may hold there. Of {found.workload.steps} steps in both branches "
+        "Few prompts, one reading: for orientation. `tried` counts settings. Within "
+        f"{AIM:g} of a level the search looks for what may hold there. Of {found.workload.steps} steps in both branches "
         f"{found.workload.steps * found.workload.forwards_per_step} forwards of the block stack "
         "are computed untouched.",
     ]
@@ -120,6 +120,7 @@ def _method(row: Row, levels: Sequence[float], found: Comparison) -> tuple[str, 
     return (
         row.method, row.source, f"{row.knob} {default.value}", words.lpips(default.lpips),
         words.factor(default.share), f"{sum(seen.computed.values()):.0f}" if seen else "–",
+        str(len(row.curve)),
         *("–" if one is None else words.factor(one.share) for one in within),
         words.size(held.held.value) if held else "–",
     )  # fmt: skip
@@ -164,8 +165,8 @@ def _how(found: Comparison) -> list[str]:
         "its image must be bit-equal to the reference, so that nothing is left on the pipeline.",
         "- One main knob a method, from mild to bold, other settings at their defaults (the names "
         f"say which are not): {scale.points} settings, or as many as a knob has, on "
-        f"{words.count(scale.prompts, 'prompt')} (on one where that showed a setting far off; a "
-        "knob that is a number is tried from its fast end to where calls get slow); "
+        f"{words.count(scale.prompts, 'prompt')} (on one where that showed a setting to be "
+        "far off, or less than twice as fast as untouched); "
         f"then at each level the best {scale.refined_methods} methods of either side "
         f"at up to {scale.refined} more settings on "
         f"{words.count(scale.refined_prompts, 'prompt')}.",

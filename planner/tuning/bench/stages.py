@@ -23,7 +23,7 @@ _FAR = 2.0
 """Times the loosest level at which one prompt is enough to give a setting up."""
 
 _SLOW = 0.5
-"""Share of an untouched call above which a setting is too slow to be the best at any level."""
+"""Share of an untouched call above which one prompt is enough: others are twice as fast."""
 
 _ABOVE = 1.3
 """How far a bound lies above the mean, where too few prompts were rendered for one."""
@@ -97,21 +97,15 @@ def _all_computed(desk: Desk, seen: Portrait) -> bool:
 def measure_grid(desk: Desk, methods: Sequence[Method]) -> None:
     """Measure every method's grid from its fast end, a setting of each in turn: load spares none.
 
-    A setting that its first prompt shows to be far off gets no other prompts. One that is slow ends
-    its method's grid, where the knob is a number: milder ones are slower still.
+    A setting that its first prompt shows to be far off, or slow, gets no other prompts.
     """
     prompts, far = desk.search[: desk.scale.prompts], _FAR * max(desk.scale.levels)
     grids = [(method, _from_fast(desk, method, prompts[:1])) for method in methods]
-    slow: set[str] = set()
     for place in range(desk.scale.points):
         desk.progress.tick("grid", place, desk.scale.points, "")
         for method, value in ((one, values[place]) for one, values in grids if place < len(values)):
-            if method.name in slow:
-                continue
             first = desk.point(method, value, prompts[:1])
-            if first is not None and first.share > _SLOW and not isinstance(value, str):
-                slow.add(method.name)
-            elif first is not None and first.lpips <= far:
+            if first is not None and first.share <= _SLOW and first.lpips <= far:
                 desk.point(method, value, prompts)
     desk.close_bracket()
 
