@@ -99,10 +99,10 @@ class _Outputs:
         self._outputs, self._last = {}, {}
         self._tally.restart()
 
-    def begin(self, branch: str) -> None:
+    def begin(self, branch: str, form: Any) -> None:
         """Look up which kinds run at this step, once a forward."""
         step, total, runs = self._clock.step, self._clock.total, self._reuse.runs
-        self._outputs = self._branches[branch]
+        self._outputs = self._branches.of(branch, form)
         self._runs = {kind: runs(kind, step, total) for kind in KINDS}
         if not self._last:
             left_out = {kind: [one for one in range(total) if not runs(kind, one, total)]

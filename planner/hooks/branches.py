@@ -120,13 +120,17 @@ class Order:
 
 
 class PerBranch(Generic[S]):
-    """State by branch; one that resumes after skipped steps starts from a fresh state."""
+    """State by branch; one that resumes after skipped steps starts from a fresh state.
+
+    So does one whose latents have another form than before, where its callers say which.
+    """
 
     def __init__(self, make: Callable[[], S], clock: StepClock) -> None:
         self._make = make
         self._clock = clock
         self._states: dict[str, S] = {}
         self._seen: dict[str, int] = {}
+        self._forms: dict[str, Any] = {}
 
     def __getitem__(self, branch: str) -> S:
         """Return the branch's state at the step being computed."""
@@ -137,14 +141,18 @@ class PerBranch(Generic[S]):
         self._seen[branch] = step
         return self._states[branch]
 
-    def forget(self, branch: str) -> None:
-        """Forget one branch: what it is called with has changed."""
-        self._seen.pop(branch, None)
+    def of(self, branch: str, form: Any) -> S:
+        """Return the state of a branch that is called with latents of this form."""
+        if self._forms.get(branch, form) != form:  # nothing that is kept will fit
+            self._seen.pop(branch, None)
+        self._forms[branch] = form
+        return self[branch]
 
     def clear(self) -> None:
         """Forget every branch."""
         self._states.clear()
         self._seen.clear()
+        self._forms.clear()
 
 
 class Tally:

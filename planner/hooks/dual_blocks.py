@@ -21,6 +21,7 @@ from planner.hooks.blocks import denoisers_of, segments
 from planner.hooks.branches import Hook, Order, PerBranch, Tally, attach
 from planner.hooks.clock import StepClock
 from planner.hooks.reuse import FEW_STEPS
+from planner.hooks.whole import form_of
 
 NAME = "planner_dual_blocks"
 
@@ -143,12 +144,15 @@ class _Frame:
         self.order.restart()
         self.tally.restart()
 
-    def contexts(self, lists: tuple[Listed, ...], branch: str) -> dict[str, Any]:
-        """Return a branch's context for each list; another expert starts with fresh ones."""
+    def contexts(self, lists: tuple[Listed, ...], branch: str, form: Any) -> dict[str, Any]:
+        """Return a branch's context for each list; another expert starts with fresh ones.
+
+        So do latents of another form: cache-dit would add what it keeps to them.
+        """
         if lists is not self._lists:
             self._branches.clear()
             self._lists = lists
-        return self._branches[branch]
+        return self._branches.of(branch, form)
 
     def _fresh(self) -> dict[str, Any]:
         return {one.name: self._make(one) for one in self._lists}
@@ -168,7 +172,7 @@ class _StandIn(Hook):
         self._frame = frame
         self._lists = listed(denoiser)
         self._manager = _manager(self._context)
-        self._branch, self._contexts = "", dict[str, Any]()
+        self._branch, self._contexts, self._form = "", dict[str, Any](), ()
         self._stand_ins = {
             one.name: ModuleList([_cached(denoiser, one, self._manager)]) for one in self._lists
         } | {name: ModuleList() for one in self._lists for name in one.joined}
@@ -177,6 +181,7 @@ class _StandIn(Hook):
         """Run a forward with the stand-ins, where it is known in which call and step it is."""
         if not self._frame.clock.running:  # nobody says where a call begins: nothing may be reused
             return self.fn_ref.original_forward(*args, **kwargs)
+        self._form = form_of(args, kwargs)
         with self._standing_in(module):
             output = self.fn_ref.original_forward(*args, **kwargs)
             if self._contexts:
@@ -189,7 +194,7 @@ class _StandIn(Hook):
         """Return the context of a list that runs now."""
         if not self._contexts:
             self._branch = self._frame.order.branch(self)
-            self._contexts = self._frame.contexts(self._lists, self._branch)
+            self._contexts = self._frame.contexts(self._lists, self._branch, self._form)
         return self._contexts[name]
 
     @contextmanager

@@ -17,6 +17,7 @@ from planner.hooks.beneath import beneath_hooks, own_forward
 from planner.hooks.blocks import segments
 from planner.hooks.branches import SINGLE, Hook, Order, attach
 from planner.hooks.clock import StepClock
+from planner.hooks.whole import form_of
 
 
 class Place(NamedTuple):
@@ -42,8 +43,11 @@ def places(
 class Keeper(Protocol):
     """Decides what parts answer, and is told what those made that ran."""
 
-    def begin(self, branch: str) -> None:
-        """Begin a forward of a branch, at the first of its blocks that runs."""
+    def begin(self, branch: str, form: Any) -> None:
+        """Begin a forward of a branch, at the first of its blocks that runs.
+
+        `form` are the shapes of the latents that the denoiser was called with.
+        """
 
     def answers(self, place: int, args: Any, kwargs: Any) -> Sequence[Any]:
         """Return what each part of a place answers, None where it runs; with the block's inputs."""
@@ -94,15 +98,15 @@ class _Frame:
 
     def __init__(self, keeper: Keeper, clock: StepClock) -> None:
         self._keeper, self._clock, self._order = keeper, clock, Order(clock)
-        self._branch, self._begun = SINGLE, False
+        self._branch, self._form, self._begun = SINGLE, (), False
         self.parts: list[list[_Part]] = []
 
     def restart(self) -> None:
         self._order.restart()
 
-    def forward(self, hook: Hook) -> None:
+    def forward(self, hook: Hook, form: tuple[Any, ...]) -> None:
         """Name the branch of a forward that may begin: another hook may answer without it."""
-        self._branch, self._begun = self._order.branch(hook), False
+        self._branch, self._form, self._begun = self._order.branch(hook), form, False
 
     def block(self, place: int, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a block whose parts answer or are kept."""
@@ -110,7 +114,7 @@ class _Frame:
             return run(*args, **kwargs)
         if not self._begun:
             self._begun = True
-            self._keeper.begin(self._branch)
+            self._keeper.begin(self._branch, self._form)
         parts = self.parts[place]
         for part, given in zip(parts, self._keeper.answers(place, args, kwargs), strict=True):
             part.given, part.made = given, None
@@ -129,7 +133,7 @@ class _Root(Hook):
         self._frame = frame
 
     def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        self._frame.forward(self)
+        self._frame.forward(self, form_of(args, kwargs))
         return args, kwargs
 
 

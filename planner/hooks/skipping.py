@@ -60,24 +60,18 @@ class _Skipping:
     def __init__(self, choice: Choice, clock: StepClock, tally: Tally, order: int) -> None:
         self._choice, self._clock, self._tally = choice, clock, tally
         self._branches = PerBranch(lambda: History(order), clock)
-        self._forms: dict[str, Any] = {}
 
     def restart(self) -> None:
         """Forget the last call."""
         self._choice.restart()
         self._branches.clear()
-        self._forms.clear()
         self._tally.restart()
 
     def reuse(self, branch: str, block: Any, args: Any, kwargs: Any) -> Any:
         """Return what is expected of this forward, or None where it must run."""
         if not self._clock.running:  # nobody says where a call begins: nothing is safe to reuse
             return None
-        form = form_of(args, kwargs)
-        if self._forms.get(branch) != form:  # of other latents nothing that is kept will fit
-            self._branches.forget(branch)
-            self._forms[branch] = form
-        history = self._branches[branch]
+        history = self._branches.of(branch, form_of(args, kwargs))
         skipped = self._choice.skips(branch, block, args, kwargs) and bool(history)
         self._tally.add(branch, computed=not skipped)
         return history.at(self._clock.place) if skipped else None

@@ -53,8 +53,9 @@ class Stage(IntEnum):
     ATTENTION = 4
     PARALLELISM = 5
     CACHE = 6
-    OFFLOAD = 7
-    COMPILE = 8
+    GUIDANCE = 7
+    OFFLOAD = 8
+    COMPILE = 9
 
 
 class Fidelity(StrEnum):

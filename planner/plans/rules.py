@@ -160,6 +160,17 @@ def _captured_decision(case: Case, stack: Stack) -> str | None:
     return f"{graphs[0]} would replay what {caches[0]} decided at the first step; keep one"
 
 
+def _gaps_beneath(case: Case, stack: Stack) -> str | None:
+    del case
+    spared = _names(stack, lambda one: _claims(one, BRANCH_REUSE))
+    inside = [one for one in stack if not (one.pass_.around and one.pass_.around(one.settings))]
+    caches = _names(inside, _reuses_steps)
+    if not spared or not caches:
+        return None
+    return (f"{caches[0]} begins anew after every step at which {spared[0]} leaves a branch out; "
+            "keep one, or a cache that forecasts the denoiser's output")  # fmt: skip
+
+
 def _captured_move(case: Case, stack: Stack) -> str | None:
     del case
     movers = _names(stack, lambda one: _claims(one, PLACE, "denoiser"))
@@ -238,6 +249,11 @@ RULES = (
         "a decision in a captured graph",
         _captured_decision,
         "TensorRT-LLM keeps TeaCache outside the graph: a skipped forward is no replay",
+    ),
+    Rule(
+        "gaps beneath a cache of blocks",
+        _gaps_beneath,
+        "planner.hooks.branches: what a branch kept is dropped where it was not called for a step",
     ),
     Rule(
         "moved weights in a captured graph",

@@ -106,7 +106,8 @@ def _methods(found: Comparison) -> list[str]:
     return [
         *_table(header, rows), "",
         "Few prompts, one reading: for orientation. `tried` counts settings. Within "
-        f"{AIM:g} of a level the search looks for what may hold there. Of {found.workload.steps} steps in both branches "
+        f"{AIM:g} of a level the search looks for what may hold there. Of "
+        f"{found.workload.steps} steps in both branches "
         f"{found.workload.steps * found.workload.forwards_per_step} forwards of the block stack "
         "are computed untouched.",
     ]

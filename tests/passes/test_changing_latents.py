@@ -3,12 +3,14 @@
 diffusers documents it as dynamic classifier-free guidance, by a callback at the end of a step.
 """
 
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
 
 from planner.hooks.blocks import denoiser_of
+from planner.passes import registry
 from tests.passes.driving import Bench, leftovers, unet_bench
 from tests.passes.whole import Around, Scripted, latents, on
 
@@ -77,6 +79,30 @@ def test_a_block_stack_begins_anew_as_well(
             assert flux(module, side).shape == (1, side * side, 16)
             under.step()
         assert under.statistics[name]["mask_single"] == "100100"
+
+
+@pytest.mark.parametrize(("name", "settings"), [
+    ("first_block_cache", {"threshold": 10.0}),
+    ("pyramid_attention_broadcast", {"spatial": 8, "start": 0.0, "stop": 1.0}),
+    ("faster_cache", {"start": 0.0, "stop": 1.0}),
+    ("dual_block_cache", {"fn": 1, "warmup": 1, "threshold": 1.0}),
+    ("dual_block_cache", {"fn": 1, "warmup": 1, "mask": "ultra", "policy": "static"}),
+])  # fmt: skip
+def test_what_fitted_other_tokens_is_kept_for_none(
+    bench: Bench, name: str, settings: dict[str, Any]
+) -> None:
+    """Of one row and column, tokens would be added to any other number of them."""
+    one = registry.get(name)
+    if any(find_spec(text.partition(">")[0].replace("-", "_")) is None for text in one.imports):
+        pytest.skip(f"{one.imports} is not installed")
+    module = bench.pipe.transformer
+    with on(module, {name: settings}, 8) as under, under.clock.call():
+        for side in (1, 1, 1, 1, 3, 3, 3, 3):
+            assert flux(module, side).shape == (1, side * side, 16)
+            under.step()
+        mask = str(under.statistics[name]["mask_single"])
+    assert mask[0] == mask[4] == "1" and "0" in mask[1:4] and "0" in mask[5:]
+    assert leftovers(bench.pipe) == []
 
 
 def flux(module: Any, side: int) -> torch.Tensor:

@@ -1,11 +1,14 @@
 """Guidance in a stretch of the schedule."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from planner.passes import registry
 from planner.passes.sampling.guidance_interval import GuidanceIntervalSettings, guided
 from tests.passes.driving import Bench, Executed
+from tests.passes.whole import Around
 
 INTERVAL = registry.get("guidance_interval")
 
@@ -56,3 +59,23 @@ def test_an_interval_that_leaves_out_nothing_it_should_is_reported(bench: Bench)
     counters = {"computed_cond": 10, "reused_uncond": 0}
     said = INTERVAL.observe(GuidanceIntervalSettings(stop=0.5), counters, bench.case.workload)
     assert said == "guidance_interval left out no unconditional forward of 10; 5 expected"
+
+
+@pytest.mark.parametrize("cache", [
+    {"step_mask": {"mask": "1010100101", "order": 1}},
+    {"step_mask": {"mask": "1010100101", "order": 1, "tensor": "residual"}},
+    {"sea_cache": {"threshold": 100.0, "most": 3, "start": 0.0}},
+    {"easy_cache": {"threshold": 100.0, "start": 0.0}},
+])  # fmt: skip
+def test_around_a_cache_no_step_outside_is_guided_and_none_is_forecast_from_one_that_was(
+    bench: Bench, cache: dict[str, dict[str, Any]]
+) -> None:
+    """A cache around the interval would keep its answers as unconditional outputs."""
+    plan = {"guidance_interval": {"start": 0.0, "stop": 0.5}} | cache
+    with bench.put(plan) as handle, Around(bench.pipe.transformer) as seen:
+        bench.draw()
+        (name,), stats = cache, handle.stats
+    assert stats[name]["reused_cond"] and len(str(stats[name]["mask_uncond"])) == 5
+    pairs = zip(seen.outputs[0::2], seen.outputs[1::2], strict=True)
+    alike = [torch.equal(cond, uncond) for cond, uncond in pairs]
+    assert alike == [False] * 5 + [True] * 5

@@ -143,15 +143,30 @@ def test_the_conditional_half_is_what_it_is_with_the_other_half_beside_it(
 
 
 def test_a_batch_of_other_parts_is_left_alone() -> None:
-    """Two images without guidance at a step, or three parts, are no two halves of one image."""
-    module = Scripted([1.0] * 20)
+    """Images without guidance at a step, or three parts, are no two halves of the same images."""
+    module, images = Scripted([1.0] * 20), torch.randn(2, 4, 2, 2)
+    halves, parts = torch.cat([images] * 2), [torch.cat([images] * 3), images[:1]]
     with on(module, {"uncond_cache": {"interval": 8, "first": 1}}, 10, guidance="batched") as under:
         with under.clock.call():
-            for size in (2, 4, 3, 1, 4):
-                assert module(latents(1.0, (size, 4, 2, 2))).shape[0] == size
+            for batch in (halves, images, *parts, halves, halves):
+                assert module(batch).shape == batch.shape
                 under.step()
-        assert under.statistics["uncond_cache"]["mask_uncond"] == "1"
-    assert module.ran == 5
+        assert under.statistics["uncond_cache"]["mask_uncond"] == "1---10"
+    assert module.ran == 6
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_of_more_prompts_than_the_case_had_both_halves_are_told_apart(guided: bool) -> None:
+    """The case's batch is one: two images without guidance are as many as one image with it."""
+    module, images = Scripted([1.0] * 20), torch.randn(2, 4, 2, 2)
+    batch = torch.cat([images] * 2) if guided else images
+    settings = {"uncond_cache": {"interval": 8, "first": 1}}
+    with on(module, settings, 10, guidance="batched") as under, under.clock.call():
+        for _ in range(3):
+            assert module(batch).shape == batch.shape
+            under.step()
+        mask = under.statistics["uncond_cache"].get("mask_uncond")
+    assert mask == ("100" if guided else None)
 
 
 def test_a_u_nets_output_comes_back_in_one_piece() -> None:
@@ -185,15 +200,26 @@ def test_inside_a_cache_of_whole_steps_only_computed_steps_count(bench: Bench) -
     assert executed.forwards == 7 + 5
 
 
-def test_beside_a_guidance_interval_it_would_bring_guidance_back(bench: Bench) -> None:
-    plan = {"uncond_cache": EVERY_SECOND, "guidance_interval": {"start": 0.0, "stop": 0.5}}
-    with bench.put(plan), Around(bench.pipe.transformer) as seen:
+def test_within_a_guidance_interval_alone_the_branches_differ(bench: Bench) -> None:
+    plan = {"uncond_cache": EVERY_SECOND, "guidance_interval": {"start": 0.2, "stop": 0.8}}
+    assert build(bench.case).why_not(Plan.of(plan)) is None
+    with bench.put(plan) as handle, Around(bench.pipe.transformer) as seen:
         bench.draw()
+        assert handle.stats["uncond_cache"]["mask_uncond"] == "--111010"
     pairs = zip(seen.outputs[0::2], seen.outputs[1::2], strict=True)
     alike = [torch.equal(cond, uncond) for cond, uncond in pairs]
-    assert not all(alike[5:]), "outside the interval both branches should be one"
-    why = build(bench.case).why_not(Plan.of(plan))
-    assert "a spared branch is guided also at steps" in str(why)
+    assert alike == [True] * 2 + [False] * 6 + [True] * 2
+
+
+@pytest.mark.parametrize("cache", [
+    {"taylor_seer": {}}, {"mag_cache": {}}, {"step_mask": {"tensor": "residual"}},
+    {"step_mask": {"tensor": "groups"}}, {"sea_cache": {"tensor": "residual"}},
+])  # fmt: skip
+def test_over_gaps_a_cache_of_the_block_stack_would_begin_anew(
+    bench: Bench, cache: dict[str, dict[str, Any]]
+) -> None:
+    said = build(bench.case).why_not(Plan.of({"uncond_cache": {}} | cache))
+    assert f"{next(iter(cache))} begins anew after every step at which uncond_cache" in str(said)
 
 
 def test_an_interval_of_one_draws_the_untouched_image_and_is_said(bench: Bench) -> None:

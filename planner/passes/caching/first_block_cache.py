@@ -6,7 +6,8 @@ what they added then is added again. Branches that the pipeline does not name ar
 their order within the step.
 When it helps: long schedules (28 steps and more) of deep models, where neighbouring steps are
 alike; needs no calibration.
-What it costs: one scalar read a forward, two residuals of memory a branch. There is no warm-up, no
+What it costs: one scalar read a forward; a branch keeps three tensors as large as its tokens, the
+first block's output and residual and what the others added. There is no warm-up, no
 cap on skips in a row, and the last step is not protected, so that large thresholds blur.
 When not: 8 steps or fewer (never triggers); with ControlNet, VACE or Animate, whose additions
 between blocks a skipped step would add twice; with another cache on the same denoiser.
@@ -35,6 +36,7 @@ from planner.hooks.reuse import (
     steps_of,
     with_residuals,
 )
+from planner.hooks.whole import form_of
 from planner.passes.base import (
     Context,
     Domain,
@@ -69,7 +71,7 @@ class _Observer(Hook):
         self._leader = leader
         self._tally = tally
         self._clock = clock
-        self._seen: dict[str, int] = {}
+        self._seen: dict[str, tuple[int, Any]] = {}
 
     def restart(self) -> None:
         self._leader.state_manager.reset()
@@ -77,12 +79,13 @@ class _Observer(Hook):
         self._tally.restart()
 
     def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        # A branch that resumes after skipped steps must not reuse what is several steps old, and
-        # outside a pipeline call nobody says how old it is.
-        last = self._seen.get(self.branch)
-        if not self._clock.running or (last is not None and self._clock.step > last + 1):
+        # A branch that resumes after skipped steps must not reuse what is several steps old, nor
+        # what fits other latents; outside a pipeline call nobody says how old anything is.
+        step, form = self._clock.step, form_of(args, kwargs)
+        last, known = self._seen.get(self.branch, (step, form))
+        if not self._clock.running or step > last + 1 or known != form:
             self._leader.state_manager._state_cache.pop(self.branch, None)
-        self._seen[self.branch] = self._clock.step
+        self._seen[self.branch] = (step, form)
         return args, kwargs
 
     def post_forward(self, module: Any, output: Any) -> Any:

@@ -105,7 +105,7 @@ class _Modulation:
         self._checked, self._dropped, self._conditioning = False, 0, None
         self._tally.restart()
 
-    def begin(self, branch: str) -> None:
+    def begin(self, branch: str, form: Any) -> None:
         """Know nothing of the forward yet."""
         self._branch, self._conditioning = branch, None
         if self._checked:

@@ -5,10 +5,10 @@ changes slowly, so that at most steps the unconditional output is the conditiona
 step plus the difference as it was last seen, or on a straight line through the last two. Where
 both branches run in one forward, the half without the prompt is left out of it.
 When it helps: true classifier-free guidance, sequential or batched; long schedules. It stands
-inside a cache of whole steps: of the steps that are computed, some need one branch only.
+inside a cache of the denoiser's output: of the steps that are computed, some need one branch only.
 What it costs: one or two outputs of memory; nothing is calibrated, nothing compared.
-When not: 8 steps or fewer; guidance that is embedded or switched off, at some steps too; very high
-guidance scales, which multiply the error.
+When not: 8 steps or fewer; guidance that is embedded or switched off; a cache of the block stack,
+which begins anew after every spared step; very high guidance scales, which multiply the error.
 Source: FasterCache (Lv et al. 2024, arXiv 2410.19355), its CFG-Cache; the forecast of the
 difference stands in for its weighted frequencies.
 """
@@ -26,9 +26,8 @@ from planner.hooks.branches import Tally
 from planner.hooks.clock import StepClock
 from planner.hooks.forecast import History
 from planner.hooks.reuse import long_enough, reused_none
-from planner.hooks.whole import Output, Run, Whole, latents_of
+from planner.hooks.whole import Output, Run, Whole, form_of, latents_of
 from planner.passes.base import (
-    Avoid,
     Context,
     Family,
     Fidelity,
@@ -115,20 +114,29 @@ class _Sequential(_UncondCache):
 class _Batched(_UncondCache):
     """Both branches come in one forward, the unconditional half first.
 
-    A batch of another size than twice the images has other parts (none where guidance is off at a
-    step, a third where it is perturbed) and is left alone.
+    Guidance gives both halves the same latents. A batch without such halves has other parts (none
+    where guidance is off, from the start or at a step, a third where it is perturbed) and is left
+    alone. That is looked at once a call and form, since a GPU must be waited for.
     """
 
-    def __init__(self, settings: UncondCacheSettings, context: Context) -> None:
-        super().__init__(settings, context)
-        self._size = 2 * context.case.workload.batch_size
+    def restart(self) -> None:
+        """Forget the last call."""
+        super().restart()
+        self._form: tuple[Any, ...] | None = None
+        self._halves = False
+
+    def _is_guided(self, args: Any, kwargs: Any) -> bool:
+        form = form_of(args, kwargs)
+        if form != self._form:
+            self._form, self._apart = form, History(self._settings.order)
+            self._halves = _has_halves(latents_of(args, kwargs))
+        return self._halves
 
     def around(self, branch: str, run: Run, args: Any, kwargs: Any) -> Any:
         """Run the denoiser on both halves, or on the conditional one alone."""
-        latents, size = latents_of(args, kwargs), self._size
-        halves = hasattr(latents, "shape") and latents.shape[0] == size
-        if not self._clock.running or not halves:
+        if not self._clock.running or not self._is_guided(args, kwargs):
             return run(*args, **kwargs)
+        size = latents_of(args, kwargs).shape[0]
         spared = self._spared(self._clock)
         self._tally.add(UNCOND, computed=not spared)
         if not spared:
@@ -143,6 +151,15 @@ class _Batched(_UncondCache):
         import torch
 
         return cond.packed([torch.cat(pair) for pair in pairs])
+
+
+def _has_halves(latents: Any) -> bool:
+    """Tell whether a batch of latents is one half twice."""
+    import torch
+
+    if not hasattr(latents, "shape") or latents.shape[0] % 2:
+        return False
+    return torch.equal(*latents.chunk(2))
 
 
 def _second_half(arguments: Any, size: int) -> Any:
@@ -232,13 +249,6 @@ PASS = Pass(
         Need(_two_branches, _SOURCE),
         Need(long_enough("uncond_cache"), "interactions R14: caches off at 8 steps and fewer"),
         one_denoiser("uncond_cache"),
-    ),
-    avoids=(
-        Avoid(
-            "guidance_interval",
-            "a spared branch is guided also at steps that an interval leaves without guidance",
-            "seen on a small Flux: its branches differ outside the interval",
-        ),
     ),
     effect=effect,
     apply=apply,

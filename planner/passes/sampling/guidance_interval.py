@@ -154,7 +154,9 @@ _SOURCE = "Kynkäänniemi et al. 2024, arXiv 2404.07724"
 PASS = Pass(
     name="guidance_interval",
     family=Family.SAMPLING,
-    stage=Stage.SAMPLING,
+    # Around caches of whole steps: beneath one, its answers would be kept as unconditional outputs
+    # and forecast from, and steps that are skipped would stay guided.
+    stage=Stage.GUIDANCE,
     fidelity=Fidelity.DIVERGENT,
     source=_SOURCE,
     settings=GuidanceIntervalSettings,
