@@ -222,7 +222,8 @@ class Pass:
     probe: what reference runs record under the pass's name: one forward -> a tensor.
     masks: (settings, telemetry) -> for each recorded call the steps of each branch that a cache
         would compute (1) and skip (0).
-    needed: (artifact, settings) -> the part of it that a policy with these settings keeps.
+    needed: (artifact, settings) -> the part of it that a policy with these settings keeps; raises
+        `TrialFailed` where the artifact, which was learned for other settings, lacks it.
     apply: puts it on, returns the undo; reversible=False where no honest undo exists.
     observe: (settings, statistics, workload) -> None or a sentence why it was inert or wrong.
     around: settings -> whether it decides around the denoiser's forward, which may be captured.
@@ -268,11 +269,16 @@ class Pass:
         answers = (need.missing(case) for need in self.needs)
         return tuple(answer for answer in answers if answer)
 
+    def serves(self, artifact: Artifact, settings: Any) -> bool:
+        """Tell whether an artifact, perhaps learned for other settings, holds what these need."""
+        if self.needed is None:
+            return bool(artifact)
+        try:
+            self.needed(artifact, settings)
+        except TrialFailed:
+            return False
+        return True
+
     def learns(self, settings: Any) -> bool:
         """Tell whether settings need what a calibration finds: a mask that is given does not."""
-        if self.calibrate is None or self.needed is None:
-            return self.calibrate is not None
-        try:
-            return bool(self.needed({}, settings))
-        except TrialFailed:
-            return True
+        return self.calibrate is not None and not self.serves({}, settings)

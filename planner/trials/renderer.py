@@ -210,13 +210,14 @@ class Renderer:
         """Return the artifacts of this plan's passes: those given, and new ones for the rest."""
         known = {name: dict(artifact) for name, artifact in artifacts.items() if name in plan}
         for entry in plan.passes:
-            learn = registry.get(entry.name).calibrate
-            if learn is None or entry.name in known:
+            one, settings = registry.get(entry.name), entry.parsed()
+            if one.calibrate is None or one.serves(known.get(entry.name, {}), settings):
                 continue
             key = (entry.name, plan.before(entry.name), hash_prompts(prompts))
-            if key not in self._learned:
+            if not one.serves(self._learned.get(key, {}), settings):
                 with failing_at("calibrate", plan):
-                    self._learned[key] = self._calibrate(learn, plan, entry, known, prompts)
+                    found = self._calibrate(one.calibrate, plan, entry, known, prompts)
+                self._learned[key] = self._learned.get(key, {}) | found
             known[entry.name] = self._learned[key]
         return known
 

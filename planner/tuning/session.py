@@ -105,14 +105,15 @@ class Session:
 
     def artifacts(self, plan: Plan) -> dict[str, Artifact]:
         """Return what calibrations have learned for this plan's passes, each for its prefix."""
-        keys = {entry.name: _key(plan, entry.name) for entry in plan.passes}
-        return {n: self._artifacts[key] for n, key in keys.items() if key in self._artifacts}
+        found = {one: self._artifacts.get(_key(plan, one.name), {}) for one in plan.passes}
+        return {one.name: learned for one, learned in found.items()
+                if learned and registry.get(one.name).serves(learned, one.parsed())}  # fmt: skip
 
     def learned(self, plan: Plan, artifacts: dict[str, Artifact]) -> None:
         """Keep what a calibration of this plan returned."""
         for name, artifact in artifacts.items():
             key = _key(plan, name)
-            if registry.get(name).calibrate is not None and key not in self._artifacts:
+            if registry.get(name).calibrate is not None and self._artifacts.get(key) != artifact:
                 self._artifacts[key] = artifact
                 self.ledger.append("artifact", {"key": key, "pass": name, "artifact": artifact})
 

@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from planner.case.telemetry import Telemetry
 from planner.errors import TrialFailed, UsageError
+from planner.hooks.clock import StepClock
 from planner.hooks.forecast import History, weights
 from planner.hooks.geometry import error_of, errors, gram, masks
 from planner.hooks.masks import stretched
 from planner.passes import registry
+from planner.passes.base import Context
 from planner.passes.caching.step_mask import StepMaskSettings, computed_steps, errors_of
 from planner.plans.graph import build
 from planner.plans.plan import Plan
@@ -244,3 +247,31 @@ def test_a_policy_keeps_the_one_mask_that_its_settings_need(bench: Bench, order:
     plan = Plan.of({"step_mask": settings})
     with put_on(bench.pipe, plan, bench.case, {"step_mask": kept}):
         assert torch.equal(bench.draw(), expected)
+
+
+class Known:
+    """Reference calls that were recorded already."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+
+    def render(self) -> None:
+        raise AssertionError("what was recorded need not be run again")
+
+    def telemetry(self) -> Telemetry:
+        return self._bench.telemetry
+
+
+def test_what_was_learned_for_other_settings_is_learned_anew(bench: Bench) -> None:
+    odd = StepMaskSettings(early=2.0)
+    assert PASS.calibrate is not None
+    assert not PASS.serves(bench.artifact("step_mask"), odd) and PASS.learns(odd)
+    context = Context(case=bench.case, clock=StepClock())
+    assert PASS.serves(PASS.calibrate(bench.pipe, odd, context, Known(bench)), odd)
+    assert not PASS.learns(StepMaskSettings(mask="1010101010")), "it says its steps itself"
+    tea = registry.get("tea_cache")
+    published, fitted = tea.settings(coefficients="published"), tea.settings()
+    assert tea.serves({"published": [1.0, 0.0]}, published)
+    assert not tea.serves({"published": [1.0, 0.0]}, fitted)
+    assert tea.serves(bench.artifact("tea_cache"), fitted)
+    assert not tea.serves(bench.artifact("tea_cache"), published)

@@ -3,15 +3,16 @@
 What it does: reference runs show how all steps lie to each other; from that follows, without
 another forward, at which steps the denoiser is best computed, for any number of them. At the others
 its output is the last computed one, or lies on a straight line through the last two over the noise
-level (the same as a solver of that order that takes the computed steps alone, so the sigma schedule
-is aligned to the mask by itself); or its block stack alone is skipped, and what that adds is
-forecast; or each of a few groups of blocks has steps of its own, more of them where it changes
-sooner. What is settled early carries all that follows, so that errors count more at high noise.
+level; or its block stack alone is skipped, and what that adds is forecast; or each of a few groups
+of blocks has steps of its own, more of them where it changes sooner. An output that is kept makes
+Euler's method take one step from each computed level to the next, which aligns the schedule to the
+mask; along a line, and for solvers that look back, forecasts enter at the schedule's own levels.
+What is settled early carries all that follows, so that errors count more at high noise.
 When it helps: long schedules; wherever latency must not depend on the prompt: the steps are known
 before the run, nothing is compared, the host waits for nothing, and graphs can be captured. Where
 the output is forecast any denoiser will do, U-Nets too, and a skipped step costs next to nothing.
-What it costs: one or two outputs (residuals) of memory a branch; reference runs, again after a
-change of steps, precision or scheduler.
+What it costs: one output a branch, or two at order 1; of a residual as much for every block list,
+of groups for every group; reference runs, again after a change of steps, precision or scheduler.
 When not: order 1 on quantized layers, whose noise a line draws out; prompts that differ much in
 when their images change; 8 steps or fewer; a residual with Animate, whose face adapters read the
 stream between blocks.
@@ -162,7 +163,7 @@ def calibrate(
     """
     seen = reference.telemetry()
     found = {}
-    for tensor, order, early in product(TENSORS, ORDERS, EARLY):
+    for tensor, order, early in product(TENSORS, ORDERS, {*EARLY, settings.early}):
         asked = StepMaskSettings(tensor=tensor, order=order, early=early)
         best = best_masks(errors_of(seen, asked))
         if best:

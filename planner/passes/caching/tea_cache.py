@@ -166,6 +166,16 @@ def calibrate(
     return curve.as_artifact() | {"r2": r2, "points": len(indicator)}
 
 
+def needed(artifact: Artifact, settings: TeaCacheSettings) -> Artifact:
+    """Return the polynomial of these settings. Raises `TrialFailed` where it was not learned."""
+    published = settings.coefficients == "published"
+    names = ("published",) if published else ("coefficients", "range", "r2", "points")
+    if names[0] not in artifact:
+        raise TrialFailed(f"tea_cache has no {settings.coefficients} polynomial", stage="apply",
+                          value=", ".join(artifact), way_out="calibrate it with these settings")
+    return {name: artifact[name] for name in names if name in artifact}
+
+
 def points(telemetry: Telemetry) -> tuple[list[float], list[float]]:
     """Return all changes of the indicator, and those of the residual next to them."""
     pairs = [
@@ -240,6 +250,7 @@ PASS = Pass(
     probe=probe,
     masks=masks,
     calibrate=calibrate,
+    needed=needed,
     apply=apply,
     observe=observe,
     narrow=narrow,
