@@ -184,6 +184,32 @@ def test_any_groups_may_be_skipped_while_the_others_run(make: Any, kept: set[int
     assert torch.equal(call(**now), untouched)
 
 
+@pytest.mark.parametrize("left_out", [[0], [1], [2], [1, 2]], ids=str)
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_forward_that_leaves_blocks_out_runs_the_others_and_disturbs_nothing(
+    grouped: bool, left_out: list[int]
+) -> None:
+    """Guidance by skipped layers (SD3.5): a further forward of the same step."""
+    module, call = denoiser("SD3Transformer2DModel")
+    parts = groups(module) if grouped else segments(module)
+    untouched, poorer = call(), call(skip_layers=left_out)
+    rule = AgainIn(frozenset(range(len(parts))))
+    stack = Stack(module, rule, StepClock(), "again", parts)
+    assert torch.equal(call(), untouched)
+    kept = [one[0].clone() for one in rule.added]
+    if 0 in left_out:  # it is not asked about, since no first block is entered
+        assert torch.equal(call(skip_layers=left_out), poorer)
+    else:
+        rule.added = None
+        assert torch.equal(call(skip_layers=left_out), poorer)
+        rule.added = None
+        assert torch.equal(call(), untouched)
+    assert all(torch.equal(one[0], before) for one, before in zip(rule.added, kept, strict=True))
+    assert torch.allclose(call(), untouched, rtol=1e-4, atol=1e-5)
+    stack.detach()
+    assert torch.equal(call(), untouched)
+
+
 def blocks_in(module: Any, parts: Sequence[Segment]) -> set[str]:
     """The places of the blocks of some groups, as `counted` tells them."""
     places = {block: f"{part.name}.{index}" for part in segments(module)

@@ -109,10 +109,11 @@ class Stack:
         self._stretches: dict[int, Stretch] = {}
         self._added: dict[int, Streams | None] = {}
         self._reused: Added = []
-        self._running = SINGLE
+        self._running, self._open = SINGLE, False
         self._aside: dict[Any, Any] = {}
         self._order = Order(clock)
-        self._undo = [clock.on_reset(self._begin)]
+        self._undo = [clock.on_reset(self._begin),
+                      attach(denoiser, denoiser, _Root(self), f"{name}_root")]  # fmt: skip
         for index, part in enumerate(self._segments):
             for block in part.blocks:
                 kind = _Head if block is part.blocks[0] else _Next
@@ -134,13 +135,19 @@ class Stack:
         for block in tuple(self._aside):
             self._bring_back(block)
 
+    def open(self) -> None:
+        """Begin a forward: one that leaves out the very first block is left to itself."""
+        self._open = False
+
     def enter(self, index: int, hook: Hook, module: Any, args: Any, kwargs: Any) -> Any:
         """Begin a segment at its first block: run it, or return its input plus what was added."""
         if index == 0:
             self._reset()
-            self._running = self._order.branch(hook)
+            self._running, self._open = self._order.branch(hook), True
             found = self._rule.reuse(self._running, module, args, kwargs)
             self._reused = found or [None] * len(self._segments)
+        elif not self._open:
+            return hook.fn_ref.original_forward(*args, **kwargs)
         elif index - 1 in self._stretches and self._alike(index - 1, index):
             self._end(index - 1)  # its last block was left out
         streams, reused = self._forms[index].inputs(args, kwargs), self._reused[index]
@@ -153,8 +160,9 @@ class Stack:
 
     def go_on(self, index: int, args: Any, kwargs: Any) -> None:
         """Look at what the next block of a segment is given; its first may be left out."""
-        streams = self._forms[index].inputs(args, kwargs)
-        self._stretches.setdefault(index, Stretch(streams)).given(streams)
+        if self._open:
+            streams = self._forms[index].inputs(args, kwargs)
+            self._stretches.setdefault(index, Stretch(streams)).given(streams)
 
     def ran(self, index: int, output: Any, last: bool) -> None:
         """Look at what a block returns; after a segment's last keep what the segment added."""
@@ -196,6 +204,20 @@ class Stack:
             vars(block).pop("forward", None)
         else:
             vars(block)["forward"] = forward
+
+
+class _Root(Hook):
+    """Tells the stack when a forward begins."""
+
+    _is_stateful = False
+
+    def __init__(self, stack: Stack) -> None:
+        super().__init__()
+        self._stack = stack
+
+    def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        self._stack.open()
+        return args, kwargs
 
 
 class _OnBlock(Hook):
