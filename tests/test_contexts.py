@@ -18,6 +18,7 @@ from planner.passes import registry
 from planner.passes.base import Context
 from planner.plans.graph import build
 from planner.plans.plan import Plan
+from planner.prediction.trace import trace
 from planner.run.apply import LeavesCaseWarning, put_on
 from planner.run.pipeline import PipelineSource, case_of
 from tests.cases import flux_case
@@ -94,6 +95,22 @@ def test_unnamed_branches_are_cached_as_named_ones_are(kontext: tuple[Any, Case]
     assert torch.equal(found, expected) and "0" in str(masks[0])
     assert [stats["mask_single"], stats["mask_single_2"]] == masks
     assert traces(pipe.transformer) == []
+
+
+def test_unnamed_branches_are_counted_as_two(kontext: tuple[Any, Case]) -> None:
+    pipe, case = kontext
+    work, named = trace(pipe, case.workload), shared_bench().work
+    assert work.forwards == named.forwards == 20
+    branches = [phase.branch for phase in work.phases if phase.name == "denoise"]
+    assert branches == [None, "single_2"]
+    seen = {branch or "single" for branch in branches}
+    assert seen == {name.removeprefix("mask_") for name in _masks_under(pipe, case)}
+
+
+def _masks_under(pipe: Any, case: Case) -> list[str]:
+    with put_on(pipe, FBC, case) as handle:
+        draw(pipe)
+        return [name for name in handle.stats["first_block_cache"] if name.startswith("mask_")]
 
 
 def test_an_exception_in_a_forward_leaves_no_name_set(kontext: tuple[Any, Case]) -> None:

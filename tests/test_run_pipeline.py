@@ -2,6 +2,7 @@
 
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -165,6 +166,27 @@ def test_guidance_follows_the_arguments_of_the_call(pipe: Any) -> None:
     distilled = tiny_flux()
     distilled.transformer.register_to_config(guidance_embeds=True)
     assert guidance_of(distilled, {"guidance_scale": 3.5}) == "embedded"
+
+
+@pytest.mark.parametrize(("name", "guidance"), [
+    ("ChromaPipeline", "sequential"), ("WanVideoToVideoPipeline", "sequential"),
+    ("Lumina2Pipeline", "sequential"), ("Kandinsky5T2IPipeline", "sequential"),
+    ("CogView4ControlPipeline", "sequential"), ("StableDiffusion3Pipeline", "batched"),
+    ("StableDiffusionXLPipeline", "batched"), ("PixArtSigmaPipeline", "batched"),
+    ("LTXPipeline", "batched"), ("WanPipeline", "sequential"), ("CogView4Pipeline", "sequential"),
+])  # fmt: skip
+def test_guidance_is_told_from_how_often_a_pipeline_calls_its_denoiser(
+    name: str, guidance: str
+) -> None:
+    """Also of those that give their branches no names."""
+    import diffusers
+
+    kind = getattr(diffusers, name)
+    part = "unet" if "XL" in name else "transformer"
+    live = object.__new__(kind)
+    vars(live)[part] = SimpleNamespace(config={})
+    assert guidance_of(live, {"guidance_scale": 4.0}) == guidance
+    assert guidance_of(live, {"guidance_scale": 1.0}) == "none"
 
 
 def test_guidance_of_a_unet_pipeline_is_batched(pipe: Any) -> None:

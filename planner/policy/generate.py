@@ -21,7 +21,7 @@ def generate(policy: Policy, pipe: Any, prompt: str, seed: int, out: Path) -> di
     with policy.apply(pipe) as handle:
         # The initial latents are drawn on the CPU: a seed then means the same on every device.
         noise = torch.Generator("cpu").manual_seed(seed)
-        image = pipe(prompt, generator=noise, output_type="pil").images[0]
+        image = pipe(prompt=prompt, generator=noise, output_type="pil").images[0]
         stats = handle.stats
     content = io.BytesIO()
     image.save(content, format="PNG")

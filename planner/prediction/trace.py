@@ -16,7 +16,8 @@ from planner.case.work import Phase, Work
 from planner.case.workload import Workload
 from planner.errors import UsageError
 from planner.hooks.blocks import DENOISERS, denoiser_of
-from planner.hooks.branches import SINGLE, Hook, attach
+from planner.hooks.branches import SINGLE, Hook, Order, attach
+from planner.hooks.clock import StepClock
 from planner.prediction.components import part_of
 from planner.prediction.counting import Counting, Scope, Tally, blocks_of, fixed_tensors
 
@@ -29,8 +30,9 @@ Place = tuple[str, str | None]
 def trace(pipeline: Any, workload: Workload, prompt: str = "a picture") -> Work:
     """Return the work of the reference call, from a real call of one step.
 
-    Whatever is on the pipeline is counted as it runs. Raises `UsageError` for a pipeline whose
-    denoiser is not called.
+    Whatever is on the pipeline is counted as it runs. Where a pipeline names no branches, calls of
+    one step are told apart by their order. Raises `UsageError` for a pipeline whose denoiser is
+    not called.
     """
     counter = _Counter(pipeline)
     call = dict(workload.call) | {"num_inference_steps": 1}
@@ -39,7 +41,7 @@ def trace(pipeline: Any, workload: Workload, prompt: str = "a picture") -> Work:
         call["negative_prompt"] = [call["negative_prompt"]] * size  # type: ignore[assignment]
     generator = torch.Generator("cpu").manual_seed(0)
     with counter.watching(), torch.no_grad():
-        pipeline(prompt if size == 1 else [prompt] * size, generator=generator,
+        pipeline(prompt=prompt if size == 1 else [prompt] * size, generator=generator,
                  output_type="np", **call)  # fmt: skip
     height, width = workload.size
     drawn = {"height": height, "width": width, "batch": workload.images}
@@ -87,8 +89,11 @@ class _Counter:
         """Count while the block runs; no hook is left behind."""
         denoiser = denoiser_of(self.pipeline)
         scope = self.counting.scope
+        clock = StepClock()
         with ExitStack() as stack:
-            branch = _Branch(self)
+            if hasattr(self.pipeline, "scheduler"):
+                stack.callback(clock.attach(self.pipeline.scheduler))
+            branch = _Branch(self, Order(clock))
             stack.callback(attach(denoiser, denoiser, branch, "planner_trace"))
             scope.follow(stack, denoiser, blocks_of(denoiser))
             encoders = [one for one in _modules(self.pipeline).items() if "encoder" in one[0]]
@@ -119,14 +124,15 @@ class _Counter:
 
 
 class _Branch(Hook):
-    """Opens the denoise phase of the branch that the pipeline names."""
+    """Opens the denoise phase of the branch that the pipeline names, or whose turn it is."""
 
-    def __init__(self, counter: _Counter) -> None:
+    def __init__(self, counter: _Counter, order: Order) -> None:
         super().__init__()
-        self._counter = counter
+        self._counter, self._order = counter, order
 
     def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        self._counter.begin(("denoise", None if self.branch == SINGLE else self.branch))
+        branch = self._order.branch(self)
+        self._counter.begin(("denoise", None if branch == SINGLE else branch))
         return args, kwargs
 
     def post_forward(self, module: Any, output: Any) -> Any:

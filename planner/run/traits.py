@@ -13,12 +13,15 @@ from planner.case.noun import Scalar
 from planner.case.workload import Guidance
 from planner.errors import UsageError
 from planner.hooks.attention import KINDS, attention_in, kinds_at
-from planner.hooks.blocks import Segment, denoiser_name, denoiser_of, segments
+from planner.hooks.blocks import DENOISERS, Segment, denoiser_name, denoiser_of, segments
 
 _ENDS_WITHOUT_TEXT = ("JointTransformerBlock",)
 """Block classes that return no text stream where `context_pre_only` says so: SD3's last."""
 
 _BRANCH = re.compile(r"cache_context\(\s*[\"'](\w+)[\"']")
+_CALL = re.compile(rf"self\.(?:{'|'.join(DENOISERS)})\(")
+_DOUBLED = re.compile(r"cat\(\s*\[(\w+)\]\s*\*\s*2|cat\(\s*\[(\w+),\s*\2\]")
+"""How pipelines put both halves of a guided batch together."""
 
 
 def traits_of(pipeline: Any) -> Traits:
@@ -67,7 +70,8 @@ def guidance_of(pipeline: Any, call: Mapping[str, Scalar]) -> Guidance:
         return "embedded"
     if (value("guidance_scale") or 0) <= 1:
         return "none"
-    return "sequential" if {"cond", "uncond"} <= set(branches) else "batched"
+    named = {"cond", "uncond"} <= set(branches)
+    return "sequential" if named or _calls_twice(_class(pipeline)) else "batched"
 
 
 def _extra_channels(config: Any) -> int:
@@ -147,8 +151,17 @@ def _class(pipeline: Any) -> Any:
 @cache
 def _branches(kind: Any) -> tuple[str, ...]:
     """Return the names that the pipeline's call gives to `cache_context`, in order of the text."""
+    return tuple(dict.fromkeys(_BRANCH.findall(_text(kind))))
+
+
+@cache
+def _calls_twice(kind: Any) -> bool:
+    """Tell whether the pipeline's call runs its denoiser once for each branch, naming neither."""
+    return len(_CALL.findall(_text(kind))) > 1 and not _DOUBLED.search(_text(kind))
+
+
+def _text(kind: Any) -> str:
     try:
-        text = inspect.getsource(inspect.unwrap(kind.__call__))
+        return inspect.getsource(inspect.unwrap(kind.__call__))
     except (OSError, TypeError):
-        return ()  # a class made at run time has no text
-    return tuple(dict.fromkeys(_BRANCH.findall(text)))
+        return ""  # a class made at run time has no text
