@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import planner
 from planner.case.case import Case
@@ -16,6 +17,7 @@ from planner.errors import PolicyDoesNotFit, UsageError
 from planner.plans.plan import Plan
 from planner.policy.file import PolicyFile, write_policy
 from planner.policy.runtime import Policy, PolicyWarning, check, load
+from planner.run.expected import UnexpectedReuseWarning
 from tests.policies import a_policy, a_predicted_policy, some_evidence
 from tests.tiny import render, tiny_case, tiny_flux
 
@@ -148,6 +150,22 @@ def test_a_predicted_policy_must_be_asked_for(path: Path, case: Case, pipe: Any)
     assert "`planner tune` measures" in str(said[0].message)
     with pytest.raises(PolicyDoesNotFit, match="nothing of it was measured"):
         load(path, allow=("predicted",)).apply(pipe, strict=True)
+
+
+@pytest.mark.filterwarnings("ignore::planner.policy.runtime.PolicyWarning")
+@pytest.mark.parametrize(("threshold", "inert"), [(1e-6, True), (10.0, False)])
+def test_a_cache_of_a_prediction_that_reuses_nothing_is_said(
+    path: Path, case: Case, pipe: Any, threshold: float, inert: bool
+) -> None:
+    plan = Plan.of({"first_block_cache": {"threshold": threshold}})
+    write_policy(predicted_for(case, plan=plan), path)
+    with load(path, allow=("predicted",)).apply(pipe), warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        pipe("a red circle", output_type="latent", generator=torch.Generator().manual_seed(0))
+    said = [str(one.message) for one in seen if one.category is UnexpectedReuseWarning]
+    assert len(said) == inert
+    if inert:
+        assert "first_block_cache reused 0.0% of its forwards; the policy expects 5.0%" in said[0]
 
 
 def test_a_prediction_asks_for_classes_and_not_for_weights_or_parts_it_never_saw(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from planner.case.telemetry import Series
 from planner.hooks.forecast import weights
+from planner.hooks.masks import BETWEEN
 
 Matrix = NDArray[np.float64]
 
@@ -127,6 +128,18 @@ def shared_masks(of: Sequence[Matrix]) -> dict[int, tuple[str, ...]]:
                     after[total + count] = (error + more, (*before, mask))
         best = after
     return {total: found for total, (_, found) in best.items()}
+
+
+def best_masks(of: Sequence[Matrix]) -> dict[int, str]:
+    """Return the best mask by its computed steps; for several forecasts, those in the mean.
+
+    `of` are the errors of each group's forecasts, as `errors` gives them.
+    """
+    if len(of) == 1:
+        return masks(of[0])
+    found = shared_masks(of) if of else {}
+    return {total // len(of): BETWEEN.join(each)
+            for total, each in found.items() if not total % len(of)}  # fmt: skip
 
 
 def _traced(came: Sequence[NDArray[np.int64]], before: int, last: int, count: int) -> str:

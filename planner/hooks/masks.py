@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from statistics import fmean
-
-from planner.hooks.geometry import Matrix, masks, shared_masks
 
 BETWEEN = "|"
 
@@ -28,18 +26,6 @@ def stretched(mask: str, steps: int) -> str:
 def computed_in(mask: str, steps: int) -> float:
     """Return how many of so many steps a mask computes, several in the mean."""
     return fmean(stretched(part, steps).count("1") for part in mask.split(BETWEEN))
-
-
-def best_masks(of: Sequence[Matrix]) -> dict[int, str]:
-    """Return the best mask by its computed steps; for several forecasts, those in the mean.
-
-    `of` are the errors of each group's forecasts, as `geometry.errors` gives them.
-    """
-    if len(of) == 1:
-        return masks(of[0])
-    found = shared_masks(of) if of else {}
-    return {total // len(of): BETWEEN.join(each)
-            for total, each in found.items() if not total % len(of)}  # fmt: skip
 
 
 def moved(mask: str) -> Iterator[str]:

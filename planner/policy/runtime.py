@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from planner.case.hit_rate import Interval
 from planner.errors import PolicyDoesNotFit, UsageError
 from planner.passes import registry
 from planner.policy.claim import Status
@@ -140,6 +141,18 @@ class Policy:
             )
         handle = put_on(pipe, self.plan, case, self.file.artifacts(), device=onto)
         handle.certified = self.status == "certified" and not found.envelope
-        if self.file.evidence is not None:
-            handle.expect(self.file.evidence.reuse, strict=strict)
+        evidence = self.file.evidence
+        handle.expect(_anything(self.file) if evidence is None else evidence.reuse, strict=strict)
         return handle
+
+
+def _anything(predicted: PolicyFile) -> dict[str, Interval]:
+    """Return what a prediction must expect of its caches at the least: one forward reused.
+
+    How much they reuse only a measurement tells; one that reuses nothing makes nothing faster.
+    """
+    workload = predicted.case.workload
+    least = 1 / max(1, workload.steps * workload.forwards_per_step)
+    owned = {entry.name: registry.get(entry.name).owns for entry in predicted.plan}
+    return {name: (least, 1.0) for name, owns in owned.items()
+            if any(claim.endswith("_reuse") for claim in owns)}  # fmt: skip

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from planner.errors import UsageError
-from planner.hooks.geometry import error_of, errors, masks
-from planner.hooks.masks import best_masks
+from planner.hooks.geometry import best_masks, error_of, errors, masks
 from planner.passes import registry
 from planner.passes.caching.step_mask import StepMaskSettings
 from planner.plans.graph import build

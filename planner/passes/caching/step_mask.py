@@ -34,9 +34,9 @@ from planner.case.telemetry import Telemetry, group_residual
 from planner.case.work import Phase, Work
 from planner.case.workload import Workload
 from planner.errors import TrialFailed
-from planner.hooks.geometry import Matrix, error_of, errors, gram
+from planner.hooks.geometry import Matrix, best_masks, error_of, errors, gram
 from planner.hooks.groups import skipping_groups_of
-from planner.hooks.masks import BETWEEN, best_masks, computed_in, is_mask, moved, stretched
+from planner.hooks.masks import BETWEEN, computed_in, is_mask, moved, stretched
 from planner.hooks.reuse import (
     known_blocks,
     long_enough,
