@@ -23,10 +23,10 @@ from planner.case.prompts import Prompt
 from planner.catalog.reader import prompts_for, workload_for
 from planner.cli.progress import Bar
 from planner.hooks.clock import StepClock
-from planner.passes.base import Pass, domains
+from planner.passes.base import Pass
 from planner.plans.graph import build
 from planner.plans.plan import BASELINE, Plan
-from planner.prediction.cache_simulator import simulate
+from planner.prediction.cache_simulator import deciding, simulate
 from planner.run.apply import put_on
 from planner.run.pipeline import PipelineSource
 from planner.trials.reference import ReferenceCalls
@@ -103,11 +103,7 @@ class Subject:
 
 def settings_of(one: Pass, subject: Subject) -> list[dict[str, Any]]:
     """Return settings spread over the interval where the cache changes anything."""
-    name, declared = next(
-        (name, domain) for name, domain in domains(one.settings).items() if domain.choices is None
-    )
-    narrowed = one.narrow(subject.rig.case, subject.telemetry) if one.narrow else {}
-    domain = narrowed.get(name, declared)
+    name, domain = deciding(one, subject.rig.case, subject.telemetry)
     low, high = domain.low or 0.0, domain.high or 0.0
     values = [low * (high / low) ** p if domain.log else low + (high - low) * p for p in PLACES]
     if domain.step:

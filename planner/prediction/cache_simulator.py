@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from planner.case.case import Case
 from planner.case.noun import Noun
 from planner.case.telemetry import Telemetry
 from planner.case.work import Work
 from planner.hooks.geometry import error_of, errors, gram
 from planner.passes import registry
+from planner.passes.base import Domain, Pass, domains
 
 
 class Simulated(Noun):
@@ -19,7 +21,7 @@ class Simulated(Noun):
     computed steps of a branch, `low` and `high` that of the calls with fewest and most; `flops`
     the work left of the whole call. `error` tells settings apart, in units of the latents: by how
     much forecasts of the denoiser's output at the skipped steps would move them; None where the
-    denoiser's output was not recorded.
+    denoiser's output was not recorded, and where groups of blocks are skipped each by itself.
     """
 
     name: str
@@ -52,6 +54,34 @@ def simulate(
         low=min(counts), high=max(counts), flops=left,
         error=_error(found, telemetry, getattr(parsed, "order", 0)),
     )  # fmt: skip
+
+
+def deciding(one: Pass, case: Case, telemetry: Telemetry) -> tuple[str, Domain]:
+    """Return the setting that decides what a cache skips, with where it changes anything.
+
+    That is the one whose range telemetry tells, else a threshold, else the first that is a number.
+    """
+    declared = {name: domain for name, domain in domains(one.settings).items()
+                if domain.choices is None}  # fmt: skip
+    blind, seen = ({}, {}) if one.narrow is None else (
+        one.narrow(case, None), one.narrow(case, telemetry))  # fmt: skip
+    told = next((name for name in seen if name in declared and name not in blind), None)
+    name = told or ("threshold" if "threshold" in declared else next(iter(declared)))
+    return name, seen.get(name, declared[name])
+
+
+def inert(one: Pass, case: Case, telemetry: Telemetry) -> str | None:
+    """Answer a sentence for a cache that skips nothing in the recorded calls, however it is set."""
+    if one.masks is None:
+        return None
+    setting, domain = deciding(one, case, telemetry)
+    ends = [registry.settings_of(one.name, {setting: round(end) if domain.integer else end})
+            for end in (domain.low, domain.high) if end is not None]  # fmt: skip
+    found = [mask for end in ends for run in one.masks(end, telemetry.at(case.workload.steps))
+             for mask in run.values()]  # fmt: skip
+    if not found or any("0" in mask for mask in found):
+        return None
+    return f"{one.name} skips nothing in the recorded calls at any {setting}"
 
 
 def _error(masks: Any, telemetry: Telemetry, order: int) -> float | None:

@@ -16,10 +16,10 @@ from planner.case.telemetry import Telemetry
 from planner.errors import UsageError
 from planner.hooks.clock import StepClock
 from planner.passes import registry
-from planner.passes.base import Context, Domain, Family, Pass, domains
+from planner.passes.base import Context, Domain, Family, Pass
 from planner.plans.graph import Graph, build
 from planner.plans.plan import Plan
-from planner.prediction.cache_simulator import Simulated, simulate
+from planner.prediction.cache_simulator import Simulated, deciding, inert, simulate
 from planner.trials.supervisor import Supervisor
 from planner.tuning.footing import Footing, footing
 from planner.tuning.foresight import Foresight
@@ -128,16 +128,12 @@ def _untouched(worker: Supervisor, prompts: Sequence[Prompt]) -> float:
 
 
 def _cache(one: Pass, seen: _Seen, plan: Plan) -> CacheProfile:
-    setting, declared = next(
-        (name, domain) for name, domain in domains(one.settings).items() if domain.choices is None
-    )
-    narrowed = one.narrow(seen.graph.case, seen.telemetry) if one.narrow else {}
-    domain = narrowed.get(setting, declared)
-    inert = one.probe is not None and setting not in narrowed
+    setting, domain = deciding(one, seen.graph.case, seen.telemetry)
+    still = inert(one, seen.graph.case, seen.telemetry) is not None
     points = [_point(one, setting, value, seen, plan) for value in _values(domain)]
     return CacheProfile(
         name=one.name, setting=setting, default=float(getattr(one.settings(), setting)),
-        low=None if inert else domain.low, high=None if inert else domain.high,
+        low=None if still else domain.low, high=None if still else domain.high,
         points=tuple(point for point in points if point is not None),
         learned=_learned(one, seen),
     )  # fmt: skip

@@ -9,8 +9,10 @@ from pydantic import ValidationError
 from planner.case.prompts import Prompt
 from planner.case.telemetry import Telemetry
 from planner.errors import TrialFailed
+from planner.plans.graph import Graph, build
 from planner.plans.plan import BASELINE
 from planner.policy.atomic import replace
+from planner.prediction.cache_simulator import inert
 from planner.trials.supervisor import Supervisor
 from planner.tuning.session import Progress, Session
 
@@ -35,6 +37,26 @@ def recorded(
         return None
     replace(path, found.model_dump_json().encode())
     return found
+
+
+def without_inert(
+    graph: Graph, seen: Telemetry | None, without: Sequence[str], progress: Progress
+) -> Graph:
+    """Return the graph less the caches that would skip nothing, each said in a line.
+
+    One that was asked for (`--with`) is kept. `without` are the passes left out already.
+    """
+    if seen is None:
+        return graph
+    asked = [inert(one, graph.case, seen) for one in graph.legal]
+    still = {one.name: said for one, said in zip(graph.legal, asked, strict=True) if said}
+    for name, said in still.items():
+        kept = " and is kept, since it was asked for" if name in graph.required else ""
+        progress.say(f"warning: {said}{kept}")
+    dropped = [name for name in still if name not in graph.required]
+    if not dropped:
+        return graph
+    return build(graph.case, with_=graph.required, without=(*without, *dropped))
 
 
 def reference_prompts(calls: Sequence[tuple[Prompt, ...]]) -> tuple[Prompt, ...]:

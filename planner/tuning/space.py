@@ -140,19 +140,39 @@ def _repair(plan: Plan, graph: Graph) -> Plan:
 
 
 def uninformative(graph: Graph, narrowing: Narrowing, telemetry: Telemetry) -> list[str]:
-    """Return one sentence for every asked range that lies where its setting changes nothing."""
+    """Return one sentence for every asked value or end that lies where it changes nothing."""
     said = []
-    for one in (one for one in graph.legal if one.narrow is not None):
-        found = one.narrow(graph.case, telemetry) if one.narrow else {}
+    for one in graph.legal:
+        found = _informative(one, graph.case, telemetry)
         for setting, limits in narrowing.get(one.name, {}).items():
-            known, low, high = found.get(setting), limits.get("low"), limits.get("high")
-            if known is None or known.low is None or known.high is None:
+            known, asked = found.get(setting), _asked(limits)
+            if known is None or all(_inside(value, known) for value in asked):
                 continue
-            if (high is not None and high <= known.low) or (low is not None and low >= known.high):
-                asked = f"{known.low if low is None else low:g} to {high:g}" if high else f"{low:g}"
-                said.append(f"{one.name}.{setting} is asked for {asked}, but changes something "
-                            f"only from {known.low:.3g} to {known.high:.3g} here")  # fmt: skip
+            words = " to ".join if "choices" not in limits else ", ".join
+            said.append(f"{one.name}.{setting} is asked for {words(f'{v:g}' for v in asked)}, but "
+                        f"changes something only from {known.low:.3g} to {known.high:.3g} "
+                        "here")  # fmt: skip
     return said
+
+
+def _asked(limits: Mapping[str, Any]) -> list[float]:
+    """Return the numbers that a range or choices name."""
+    named = limits.get("choices") or (limits.get("low"), limits.get("high"))
+    return [float(value) for value in named if isinstance(value, int | float)]
+
+
+def _inside(value: float, known: Domain) -> bool:
+    low, high = known.low or 0.0, known.high or 0.0
+    return low * (1 - _EXACT) <= value <= high * (1 + _EXACT)
+
+
+def _informative(one: Pass, case: Case, telemetry: Telemetry | None) -> Space:
+    """Return the ranges that telemetry gives to a pass's settings."""
+    if one.narrow is None or telemetry is None:
+        return {}
+    blind = one.narrow(case, None)
+    return {setting: domain for setting, domain in one.narrow(case, telemetry).items()
+            if setting not in blind and domain.choices is None}  # fmt: skip
 
 
 def _domains(
@@ -162,7 +182,18 @@ def _domains(
     found = domains(one.settings)
     if one.narrow is not None:
         found |= one.narrow(case, telemetry)
-    return _narrowed(one, found, narrowing)
+    known = _informative(one, case, telemetry)
+    asked = _narrowed(one, found, narrowing)
+    return asked | {name: _overlap(asked[name], limits) for name, limits in known.items()
+                    if name in narrowing}  # fmt: skip
+
+
+def _overlap(asked: Domain, known: Domain) -> Domain:
+    """Return where an asked range is informative; the range itself where it nowhere is."""
+    if asked.choices is not None:
+        return asked
+    low, high = max(asked.low or 0.0, known.low or 0.0), min(asked.high or 0.0, known.high or 0.0)
+    return asked if low >= high else asked.model_copy(update={"low": low, "high": high})
 
 
 def _narrowed(one: Pass, found: Space, narrowing: Mapping[str, Mapping[str, Any]]) -> Space:

@@ -24,7 +24,7 @@ from planner.tuning.foresight import Foresight, compared, rank_correlation
 from planner.tuning.noise import Noise, measure_noise, resolve
 from planner.tuning.policies import Conclusion, make_policy, refuse_to_replace
 from planner.tuning.race import Race
-from planner.tuning.recorded import recorded
+from planner.tuning.recorded import recorded, without_inert
 from planner.tuning.request import TuneRequest, TuneResult
 from planner.tuning.search import Search
 from planner.tuning.session import Progress, Session, study_folder
@@ -96,6 +96,7 @@ class Tuning:
         goal = resolve(self.request.goal, noise)
         self._say_plan(noise)
         seen = recorded(self.session, self.worker, self.race.calls, self.progress)
+        self.graph = without_inert(self.graph, seen, self.request.without_passes, self.progress)
         for said in uninformative(self.graph, self.request.domains, seen) if seen else ():
             self.progress.say(f"warning: {said}")
         foresight = Foresight(stands, noise.reference_seconds, seen) if stands else None
