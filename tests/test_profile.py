@@ -61,6 +61,22 @@ def test_a_bolder_threshold_never_computes_more_steps(found: dict[str, Any]) -> 
         assert counts[0] > counts[-1], f"{name} changes nothing inside its own interval"
 
 
+def test_intervals_cliffs_and_changes_belong_together(found: dict[str, Any]) -> None:
+    for cache in found["caches"]:
+        if cache["changes"] is not None:
+            assert cache["changes"] == sorted(cache["changes"]), cache["name"]
+        if cache["low"] is not None and cache["cliff"] is not None:
+            assert cache["low"] <= cache["cliff"] <= cache["high"] * 1.001, cache["name"]
+    (watched,) = (one for one in found["caches"] if one["name"] == "first_block_cache")
+    assert watched["changes"][0] > 0 and watched["cliff"] > watched["low"]
+    assert watched["low"] < watched["changes"][2], "a change that large is skipped at none below"
+
+
+def test_legal_caches_that_no_recording_tells_of_are_named(found: dict[str, Any]) -> None:
+    assert {"pyramid_attention_broadcast", "faster_cache"} <= set(found["blind"])
+    assert all("is not simulated" in said for said in found["blind"].values())
+
+
 def test_what_is_not_legal_is_named_with_its_reason(found: dict[str, Any]) -> None:
     assert "deep_cache" in found["excluded"]
     assert "UNet" in found["excluded"]["deep_cache"]

@@ -35,8 +35,9 @@ def command(
 ) -> None:
     """Record a few reference calls of MODEL and simulate every cache in them.
 
-    Prints for each cache where its setting changes anything, and what it would compute and take
-    there: no forward is run for that. Writes the curves as a picture. MODEL as in planner tune.
+    Prints for each cache how what it looks at changes from step to step, where its setting changes
+    anything, where its cliff lies, and what it would compute and take there: no forward is run for
+    that. Writes the curves as a picture. MODEL as in planner tune.
 
     Exit codes: 0 done, 2 usage, 6 invalid file.
     """
@@ -64,13 +65,17 @@ def _text(found: Profile) -> str:
         f"{found.case.model.id} on {found.case.device.name}: {steps} steps, "
         f"{found.reference_seconds:.2f} s untouched; recorded under '{found.under}'",
         "",
-        table(("cache", "setting", "changes something", "computed steps", "seconds", "learned"),
+        table(("cache", "setting", "changes something", "cliff", "step to step (10, 50, 90 %)",
+               "computed steps", "seconds", "learned"),
               [_row(cache, interval(cache)) for cache in found.caches]),
     ]  # fmt: skip
     for cache in found.caches:
         rows = [_point(point, steps) for point in cache.points]
         head = (cache.setting, "computed", "predicted s", "error", "steps (first call, branch)")
         lines += ["", cache.name, table(head, rows)]
+    if found.blind:
+        lines += ["", "legal, and not in the recording:"]
+        lines += [f"  {name}: {said}" for name, said in sorted(found.blind.items())]
     if found.excluded:
         lines += ["", "not legal here:"]
         lines += [f"  {name}: {why}" for name, why in sorted(found.excluded.items())]
@@ -82,6 +87,8 @@ def _row(cache: CacheProfile, interval: str) -> tuple[str, ...]:
     seconds = [point.seconds for point in cache.points if point.seconds is not None]
     return (
         cache.name, f"{cache.setting} ({cache.default:g})", interval,
+        "" if cache.cliff is None else f"{cache.cliff:.3g}",
+        "" if cache.changes is None else ", ".join(f"{one:.2g}" for one in cache.changes),
         f"{max(counts):g} – {min(counts):g}" if counts else "",
         f"{max(seconds):.2f} – {min(seconds):.2f}" if seconds else "not predicted",
         ", ".join(f"{key} {value:.3g}" for key, value in cache.learned.items()),

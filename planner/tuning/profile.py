@@ -6,6 +6,7 @@ import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +14,10 @@ from planner.case.case import Case
 from planner.case.noun import Noun, Scalar
 from planner.case.prompts import Prompt
 from planner.case.telemetry import Telemetry
+from planner.case.work import Work
 from planner.errors import UsageError
 from planner.hooks.clock import StepClock
+from planner.measure.statistics import quantile
 from planner.passes import registry
 from planner.passes.base import Context, Domain, Family, Pass
 from planner.plans.graph import Graph, build
@@ -43,8 +46,10 @@ class Point(Noun):
 class CacheProfile(Noun):
     """One cache: the setting that decides, where it changes anything, and what it would do there.
 
-    `low` and `high` are None where the setting changes nothing in the recorded calls. `learned`
-    are the plain numbers of what its calibration learned, such as r2.
+    `low` and `high` are None where the setting changes nothing in the recorded calls. `cliff` is
+    the value at which most more is skipped than at the one before it. `changes` are the 10th, 50th
+    and 90th percentile of what it looks at from step to step, None where that was not recorded.
+    `learned` are the plain numbers of what its calibration learned, such as r2.
     """
 
     name: str
@@ -52,12 +57,17 @@ class CacheProfile(Noun):
     default: float
     low: float | None
     high: float | None
+    cliff: float | None
+    changes: tuple[float, float, float] | None
     points: tuple[Point, ...]
     learned: dict[str, Scalar]
 
 
 class Profile(Noun):
-    """What reference calls of one case show, and what every cache would do in them."""
+    """What reference calls of one case show, and what every cache would do in them.
+
+    `blind` are legal caches that no recording tells of, with what their effect alone says.
+    """
 
     case: Case
     under: str
@@ -65,6 +75,7 @@ class Profile(Noun):
     reference_seconds: float
     telemetry: Telemetry
     caches: tuple[CacheProfile, ...]
+    blind: dict[str, str]
     excluded: dict[str, str]
 
 
@@ -107,11 +118,13 @@ def profile(
     foresight = Foresight(stands, seconds, telemetry) if stands else None
     seen = _Seen(graph, telemetry, stands, foresight)
     found = [_cache(one, seen, plan) for one in graph.legal if one.masks]
+    caches = [one for one in graph.legal if one.family is Family.CACHING and not one.masks]
     excluded = {name: why for name, why in graph.excluded.items()
                 if registry.get(name).family is Family.CACHING}  # fmt: skip
     return Profile(
         case=case, under=str(plan), prompts=len(prompts), reference_seconds=seconds,
         telemetry=telemetry, caches=tuple(found), excluded=excluded,
+        blind={one.name: _blind(one, seen, plan) for one in caches},
     )  # fmt: skip
 
 
@@ -130,11 +143,13 @@ def _untouched(worker: Supervisor, prompts: Sequence[Prompt]) -> float:
 def _cache(one: Pass, seen: _Seen, plan: Plan) -> CacheProfile:
     setting, domain = deciding(one, seen.graph.case, seen.telemetry)
     still = inert(one, seen.graph.case, seen.telemetry) is not None
-    points = [_point(one, setting, value, seen, plan) for value in _values(domain)]
+    found = [_point(one, setting, value, seen, plan) for value in _values(domain)]
+    points = [point for point in found if point is not None]
     return CacheProfile(
         name=one.name, setting=setting, default=float(getattr(one.settings(), setting)),
         low=None if still else domain.low, high=None if still else domain.high,
-        points=tuple(point for point in points if point is not None),
+        cliff=None if still else _cliff(points), changes=_changes(one, seen.telemetry),
+        points=tuple(points),
         learned=_learned(one, seen),
     )  # fmt: skip
 
@@ -152,9 +167,43 @@ def _values(domain: Domain) -> list[float]:
     return list(dict.fromkeys(round(v) if domain.integer else float(f"{v:.4g}") for v in found))
 
 
-def _point(one: Pass, setting: str, value: float, seen: _Seen, plan: Plan) -> Point | None:
+def _cliff(points: Sequence[Point]) -> float | None:
+    """Return the value at which most more is skipped than at the one before it."""
+    drops = [(before.simulated.computed - after.simulated.computed, after.value)
+             for before, after in pairwise(points)]  # fmt: skip
+    drop, value = max(drops, default=(0.0, 0.0), key=lambda pair: pair[0])
+    return value if drop > 0 else None
+
+
+def _changes(one: Pass, telemetry: Telemetry) -> tuple[float, float, float] | None:
+    seen = [change for run in telemetry.series(one.name) for series in run.values()
+            for change in series.changes()]  # fmt: skip
+    if not seen:
+        return None
+    low, middle, high = (quantile(seen, share) for share in (0.1, 0.5, 0.9))
+    return low, middle, high
+
+
+def _work(seen: _Seen, plan: Plan) -> Work | None:
+    """Return what a call under the plan computes, where it is known."""
     work = seen.stands.work if seen.stands else None
-    done = simulate(one.name, {setting: value}, seen.telemetry, work)
+    for entry in plan.passes if work else ():
+        assert work is not None
+        work = registry.get(entry.name).effect(work, entry.parsed(), None)
+    return work
+
+
+def _blind(one: Pass, seen: _Seen, plan: Plan) -> str:
+    """Say what the effect of a cache at its defaults is, since no recording tells of it."""
+    before, said = _work(seen, plan), "what it reuses is not simulated"
+    if before is None:
+        return said
+    share = one.effect(before, one.settings(), None).flops / before.flops
+    return f"{said}; at its defaults it leaves {share:.1%} of the operations"
+
+
+def _point(one: Pass, setting: str, value: float, seen: _Seen, plan: Plan) -> Point | None:
+    done = simulate(one.name, {setting: value}, seen.telemetry, _work(seen, plan))
     if done is None:
         return None
     whole = Plan.of([*plan.passes, *Plan.of({one.name: {setting: value}}).passes])

@@ -16,6 +16,7 @@ of compiled graphs; this one leaves them there.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from planner.case.case import Case
@@ -101,11 +102,16 @@ def calibrate(
 ) -> Artifact:
     """Record the residual's ratios in reference runs with all earlier passes on.
 
-    Returns {"ratios": per branch those of steps 1, 2, …}.
+    Returns {"ratios": per branch those of steps 1, 2, …, "error": by how much those of one call
+    are off, as a root mean square; none of a single call}.
     """
-    found = ratios(reference.telemetry())
-    return {"ratios": {branch: [float(f"{ratio:.5g}") for ratio in seen]
-                       for branch, seen in found.items()}}  # fmt: skip
+    seen = reference.telemetry()
+    found = ratios(seen)
+    off = [one - mean for run in seen.series("residual") for branch, series in run.items()
+           for one, mean in zip(series.ratios, found[branch], strict=True)]  # fmt: skip
+    error = {"error": float(f"{fmean(x * x for x in off) ** 0.5:.3g}")} if any(off) else {}
+    return {"ratios": {branch: [float(f"{ratio:.5g}") for ratio in known]
+                       for branch, known in found.items()}} | error  # fmt: skip
 
 
 def ratios(telemetry: Telemetry) -> dict[str, list[float]]:
