@@ -35,6 +35,7 @@ from planner.tuning.bench.rig import Rig
 from planner.tuning.footing import footing
 from planner.tuning.foresight import Foresight
 from planner.tuning.prompts import split_lists
+from planner.tuning.recordings import Recordings
 
 RECORDED = 2
 PLACES = (0.25, 0.5, 0.75)
@@ -66,7 +67,7 @@ class Subject:
         assert stands is not None, "this device is not calibrated"
         self.work = stands.work
         seconds = median(self.rig.untouched(self.recorded[0])[0] for _ in range(3))
-        self.foresight = Foresight(stands, seconds, self.telemetry)
+        self.foresight = Foresight(stands, seconds, Recordings.of(self.telemetry))
         self.reference = self._beside = seconds
 
     def _record(self) -> Any:

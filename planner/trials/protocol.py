@@ -75,7 +75,8 @@ class Put(Noun):
 
     `apply_seconds` went into putting it on, `calibrate_seconds` into calibrations before that,
     `first_call_seconds` into the first call, which compiles and warms. `artifacts` are those
-    given and those learned now, by pass; `reversible` tells whether it can be taken off again.
+    given and those learned now, by pass; `recorded` is what reference calls of calibrations showed,
+    each with the plan that they ran under; `reversible` tells whether it can be taken off again.
     """
 
     kind: Literal["put"] = "put"
@@ -83,6 +84,7 @@ class Put(Noun):
     calibrate_seconds: float = 0.0
     first_call_seconds: float
     artifacts: dict[str, dict[str, Any]] = {}
+    recorded: tuple[tuple[Plan, Telemetry], ...] = ()
     reversible: bool = True
 
 

@@ -10,6 +10,21 @@ from planner.case.telemetry import Telemetry
 from planner.hooks.clock import StepClock
 from planner.hooks.recorder import Probe, Recorder
 from planner.passes import registry
+from planner.plans.plan import Plan
+
+
+class Telemetries(dict[tuple[Plan, str], Telemetry]):
+    """Telemetry by the plan that calls ran under and a hash of their prompts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: set[tuple[Plan, str]] = set()
+
+    def news(self) -> tuple[tuple[Plan, Telemetry], ...]:
+        """Return what was recorded since this was last asked, each with its plan."""
+        new = [key for key in self if key not in self._told]
+        self._told.update(new)
+        return tuple((key[0], self[key]) for key in new)
 
 
 class ReferenceCalls:

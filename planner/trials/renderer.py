@@ -27,7 +27,7 @@ from planner.run.devices.base import backend
 from planner.run.pipeline import PipelineSource, case_of, load_pipeline
 from planner.trials.failing import failing_at
 from planner.trials.protocol import Put, Which
-from planner.trials.reference import ReferenceCalls
+from planner.trials.reference import ReferenceCalls, Telemetries
 
 if TYPE_CHECKING:
     from planner.measure.lpips import Lpips
@@ -61,7 +61,7 @@ class Renderer:
         self._last: tuple[Prompt, Any] | None = None
         # Kept here too, for plans that fail after calibrating and so return no artifact.
         self._learned: dict[tuple[str, Plan, str], Artifact] = {}
-        self._telemetry: dict[Any, Telemetry] = {}
+        self._telemetry = Telemetries()
         self._load()
         self.case = case_of(self._pipeline, source, workload)
 
@@ -98,6 +98,7 @@ class Renderer:
         return Put(
             apply_seconds=applied - calibrated, calibrate_seconds=calibrated - began,
             first_call_seconds=seconds, artifacts=known, reversible=reversible(plan),
+            recorded=self._telemetry.news(),
         )  # fmt: skip
 
     def render(self, which: Which, prompts: Sequence[Prompt], save: bool) -> list[Sample]:

@@ -27,6 +27,7 @@ from planner.plans.plan import Plan, PlannedPass
 from planner.prediction.roofline import Speeds, Table, price
 from planner.trials.trial import Trial
 from planner.tuning.footing import Footing
+from planner.tuning.recordings import Recordings
 from planner.tuning.shares import Shares, measured_share
 
 FEWEST = 3
@@ -83,10 +84,11 @@ class Foresight:
     """Predicts plans of one study and learns from its trials, in their order."""
 
     def __init__(
-        self, footing: Footing, reference_seconds: float, telemetry: Telemetry | None = None
+        self, footing: Footing, reference_seconds: float, recordings: Recordings | None = None
     ) -> None:
-        """Take what the untouched call computes and takes, and what its steps showed to caches."""
-        self._footing, self._reference, self._telemetry = footing, reference_seconds, telemetry
+        """Take what the untouched call computes and takes, and what steps showed to caches."""
+        self._footing, self._reference = footing, reference_seconds
+        self._recordings = recordings or Recordings()
         self._eager = explained(footing.eager, footing.work, reference_seconds)
         self._compiled = explained(footing.compiled, footing.work, reference_seconds)
         self._untouched = _seconds(footing.work, self._eager)
@@ -142,16 +144,17 @@ class Foresight:
         does one that telemetry simulates.
         """
         found = [one for one in plan.passes if _REUSE in registry.get(one.name).owns
-                 and not self._is_exact(one)]  # fmt: skip
+                 and not self._is_exact(plan, one)]  # fmt: skip
         if not found:
             return []
         steps = steps_of(self._work(plan, {})) / self._steps if self._steps else 1.0
         return [(one.name, one.parsed(), steps) for one in found]
 
-    def _is_exact(self, one: PlannedPass) -> bool:
+    def _is_exact(self, plan: Plan, one: PlannedPass) -> bool:
         found, work = registry.get(one.name), self._footing.work
-        if self._telemetry is not None and found.masks:
-            return bool(found.masks(one.parsed(), self._telemetry))
+        seen = self._recordings.before(plan, one.name)
+        if seen is not None and found.masks:
+            return bool(found.masks(one.parsed(), seen))
         after = found.effect(work, one.parsed(), None)
         return after.computed_forwards < work.computed_forwards
 
@@ -163,7 +166,7 @@ class Foresight:
                 least = effect(work, settings, _still(work, one.name))
                 work = _reused(work, least, shares[one.name])
             else:
-                work = effect(work, settings, self._telemetry)
+                work = effect(work, settings, self._recordings.before(plan, one.name))
         return work
 
     def _ratio(self, plan: Plan, shares: dict[str, float]) -> float | None:

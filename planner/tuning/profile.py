@@ -27,6 +27,7 @@ from planner.trials.supervisor import Supervisor
 from planner.tuning.footing import Footing, footing
 from planner.tuning.foresight import Foresight
 from planner.tuning.prepare import merged, reference, split_of
+from planner.tuning.recordings import Recordings
 from planner.tuning.session import Progress
 
 POINTS = 9
@@ -115,7 +116,7 @@ def profile(
             seconds = _untouched(worker, prompts[:batch])
             stands = footing(source, worker.case, root, progress)
             case = worker.case
-    foresight = Foresight(stands, seconds, telemetry) if stands else None
+    foresight = Foresight(stands, seconds, Recordings.of(telemetry)) if stands else None
     seen = _Seen(graph, telemetry, stands, foresight)
     found = [_cache(one, seen, plan) for one in graph.legal if one.masks]
     caches = [one for one in graph.legal if one.family is Family.CACHING and not one.masks]

@@ -46,14 +46,14 @@ class Limits(Noun):
 
 
 class Race:
-    """Runs trials in one worker; `learned` is told every artifact that a calibration returned."""
+    """Runs trials in one worker; `learned` is told what every plan's calibrations returned."""
 
     def __init__(
         self,
         worker: Supervisor,
         prompts: Sequence[Prompt],
         artifacts: Callable[[Plan], dict[str, Artifact]],
-        learned: Callable[[Plan, dict[str, Artifact]], None],
+        learned: Callable[[Plan, Put], None],
     ) -> None:
         self.calls = by_call(prompts, worker.case.workload.batch_size)
         self._worker, self._artifacts, self._learned = worker, artifacts, learned
@@ -82,7 +82,7 @@ class Race:
             plan, self._artifacts(plan), reference_prompts(self.calls), deadline,
             as_deployed=as_deployed,
         )  # fmt: skip
-        self._learned(plan, put.artifacts)
+        self._learned(plan, put)
         return put
 
     def _run(

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import ValidationError
-
 from planner.case.prompts import Prompt
 from planner.case.telemetry import Telemetry
 from planner.errors import TrialFailed
 from planner.plans.graph import Graph, build
 from planner.plans.plan import BASELINE
-from planner.policy.atomic import replace
 from planner.prediction.cache_simulator import inert
 from planner.trials.supervisor import Supervisor
 from planner.tuning.session import Progress, Session
@@ -23,20 +20,17 @@ CALLS = 2
 def recorded(
     session: Session, worker: Supervisor, calls: Sequence[tuple[Prompt, ...]], progress: Progress
 ) -> Telemetry | None:
-    """Return the study's telemetry, or None where the pipeline shows none; one line says why."""
-    path = session.folder / "telemetry.json"
-    if path.exists():
+    """Return what the untouched call shows, or None where it shows nothing; one line says why."""
+    for path in session.recordings.broken:
+        progress.say(f"{path} cannot be read and is recorded anew")
+    if session.recordings.untouched is None:
         try:
-            return Telemetry.model_validate_json(path.read_bytes())
-        except ValidationError:
-            progress.say(f"{path} cannot be read and is recorded anew")
-    try:
-        found = worker.record(BASELINE, reference_prompts(calls), 3600.0)
-    except TrialFailed as error:
-        progress.say(f"caches are searched blindly: {error}")
-        return None
-    replace(path, found.model_dump_json().encode())
-    return found
+            found = worker.record(BASELINE, reference_prompts(calls), 3600.0)
+        except TrialFailed as error:
+            progress.say(f"caches are searched blindly: {error}")
+            return None
+        session.recordings.keep(BASELINE, found)
+    return session.recordings.untouched
 
 
 def without_inert(

@@ -47,7 +47,7 @@ class Search:
         self.session, self.race, self.graph = session, race, graph
         self.goal, self.noise, self.progress = goal, noise, progress
         self.foresight, self._skipped_in_a_row, self._turn = foresight, 0, 0
-        request, self.telemetry = session.request, telemetry
+        request = session.request
         case = graph.case
         variables = space(graph, case, request.domains, telemetry)
         self._plans = deque(
@@ -168,7 +168,8 @@ class Search:
         for entry in plan.passes:
             near = registry.get(entry.name).neighbours
             learned = artifacts.get(entry.name, {})
-            for values in near(entry.parsed(), learned, self.telemetry) if near else ():
+            seen = self.session.recordings.before(plan, entry.name)
+            for values in near(entry.parsed(), learned, seen) if near else ():
                 moved = plan.replaced(entry.name, values)
                 if moved not in known and self.graph.why_not(moved) is None:
                     return moved

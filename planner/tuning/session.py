@@ -18,7 +18,9 @@ from planner.passes import registry
 from planner.passes.base import Artifact
 from planner.plans.plan import Plan
 from planner.trials.ledger import Ledger
+from planner.trials.protocol import Put
 from planner.trials.trial import Trial
+from planner.tuning.recordings import Recordings
 from planner.tuning.request import TuneRequest, goal_slug
 
 
@@ -45,6 +47,7 @@ class Session:
         self.ledger, self.request, self.folder = ledger, request, folder
         self._began = time.monotonic() if began is None else began
         self._before, self._known = self.spent(), len(ledger.trials())
+        self.recordings = Recordings(self.folder)
         self._artifacts = {a["key"]: a["artifact"] for a in ledger.bodies("artifact")}
 
     @classmethod
@@ -63,6 +66,8 @@ class Session:
         if not (resume and path.exists()):
             ledger = Ledger.create(path, body, fresh=fresh)
             _set_aside(folder / "images")
+            for path in folder.glob("telemetry-*.json"):
+                path.unlink()  # of another pipeline, perhaps; it takes a few calls to record
             return cls(ledger, request, folder, began)
         ledger = Ledger.open(path)
         found = differences(_identity(request, case), ledger.study)
@@ -109,9 +114,11 @@ class Session:
         return {one.name: learned for one, learned in found.items()
                 if learned and registry.get(one.name).serves(learned, one.parsed())}  # fmt: skip
 
-    def learned(self, plan: Plan, artifacts: dict[str, Artifact]) -> None:
-        """Keep what a calibration of this plan returned."""
-        for name, artifact in artifacts.items():
+    def learned(self, plan: Plan, put: Put) -> None:
+        """Keep what calibrations of this plan returned, and what their reference calls showed."""
+        for prefix, telemetry in put.recorded:
+            self.recordings.keep(prefix, telemetry)
+        for name, artifact in put.artifacts.items():
             key = _key(plan, name)
             if registry.get(name).calibrate is not None and self._artifacts.get(key) != artifact:
                 self._artifacts[key] = artifact

@@ -99,7 +99,8 @@ class Tuning:
         self.graph = without_inert(self.graph, seen, self.request.without_passes, self.progress)
         for said in uninformative(self.graph, self.request.domains, seen) if seen else ():
             self.progress.say(f"warning: {said}")
-        foresight = Foresight(stands, noise.reference_seconds, seen) if stands else None
+        known = self.session.recordings
+        foresight = Foresight(stands, noise.reference_seconds, known) if stands else None
         search = Search(self.session, self.race, self.graph, goal, noise, self.progress, foresight,
                         seen)  # fmt: skip
         reserve = self.reserve(noise)

@@ -1,0 +1,70 @@
+"""What reference calls showed to caches, by the passes that were on: precision and steps change it.
+
+The untouched call is recorded before the search. Where a cache calibrates under other passes, its
+reference calls are recorded anyway, and what they showed is kept for predictions and neighbours of
+plans with the same passes before their cache.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from planner.case.telemetry import Telemetry, Under
+from planner.passes import registry
+from planner.passes.base import Fidelity
+from planner.plans.plan import BASELINE, Plan
+from planner.policy.atomic import replace
+
+
+class Recordings:
+    """Telemetry by plan prefix, in files of a study's folder if there is one."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder, self.broken = folder, list[Path]()
+        self._known: dict[str, Telemetry] = {}
+        for path in sorted(folder.glob("telemetry-*.json")) if folder else ():
+            try:
+                one = Under.model_validate_json(path.read_bytes())
+            except ValidationError:
+                self.broken.append(path)
+            else:
+                self._known[one.plan] = one.telemetry
+
+    @classmethod
+    def of(cls, untouched: Telemetry) -> Recordings:
+        """Return what one recording of the untouched call says, kept nowhere."""
+        found = cls()
+        found.keep(BASELINE, untouched)
+        return found
+
+    @property
+    def untouched(self) -> Telemetry | None:
+        """Return what the untouched call showed."""
+        return self._known.get(_key(BASELINE))
+
+    def keep(self, prefix: Plan, telemetry: Telemetry) -> None:
+        """Keep what calls under a prefix showed; a later recording of it replaces an earlier."""
+        key = _key(prefix)
+        self._known[key] = telemetry
+        if self._folder is not None:
+            name = f"telemetry-{_material(prefix).digest()[:16]}.json"
+            content = Under(plan=key, telemetry=telemetry).model_dump_json()
+            replace(self._folder / name, content.encode())
+
+    def before(self, plan: Plan, name: str) -> Telemetry | None:
+        """Return what a pass of the plan would see, else what it would see untouched."""
+        return self._known.get(_key(plan.before(name)), self.untouched)
+
+
+def _material(prefix: Plan) -> Plan:
+    """Return the passes that change what a call computes: exact ones do not."""
+    exact = [name for name in prefix.names if registry.get(name).fidelity is Fidelity.EXACT]
+    for name in exact:
+        prefix = prefix.without(name)
+    return prefix
+
+
+def _key(prefix: Plan) -> str:
+    return str(_material(prefix))
