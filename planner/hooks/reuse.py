@@ -149,26 +149,28 @@ def computed_share(masks: Masks) -> Callable[[Phase], float | None]:
     return share
 
 
-def with_residuals(work: Work, copies: float = 1) -> Work:
+def with_residuals(work: Work, copies: float = 1, more: float = 0) -> Work:
     """Return the work holding `copies` of what the block stack adds, for every branch.
 
-    Each block list adds one tensor as large as the queries of its attention. Two experts hold
-    theirs one after the other.
+    Each block list adds one tensor as large as the queries of its attention; `more` such tensors
+    are held besides, however many lists there are. Two experts hold theirs one after the other.
     """
     branches: dict[str | None, float] = {}
     for phase in work.phases:
         if phase.name == "denoise":
-            held = copies * _residual(phase)
+            held = (copies * _lists(phase) + more) * _stream(phase)
             branches[phase.branch] = max(held, branches.get(phase.branch, 0.0))
     return work.model_copy(update={"kept": work.kept + sum(branches.values())})
 
 
-def _residual(phase: Phase) -> float:
-    """Return the bytes of what a phase's block lists add: attention moves four times as much."""
-    inside = [op for op in phase.operations if op.block]
-    each = (op.bytes / max(1, op.launches) for op in inside if op.kind == "attention")
-    lists = {op.path.partition(".")[0] for op in inside}
-    return len(lists) * max(each, default=0.0) / 4
+def _lists(phase: Phase) -> int:
+    return len({op.path.partition(".")[0] for op in phase.operations if op.block})
+
+
+def _stream(phase: Phase) -> float:
+    """Return the bytes of the tokens that blocks work on: attention moves four times as much."""
+    inside = [op for op in phase.operations if op.block and op.kind == "attention"]
+    return max((op.bytes / max(1, op.launches) for op in inside), default=0.0) / 4
 
 
 def reused_none(

@@ -3,8 +3,8 @@
 What it does: at computed steps it measures how much the output changes for a change of the latents.
 At the others the latents' change times that rate, relative to the output, is added up; below the
 threshold the denoiser is not called, and the latents plus what it last added to them stand in for
-its output. The first step of a call decides for every branch: guidance mixes branches, which must
-be of one age. The first and the last step always run, and so do those before `start`.
+its output. The first branch of a step decides for the others: guidance mixes branches, which
+must be of one age. The first and the last step always run, and so do those before `start`.
 When it helps: long schedules of any denoiser whose output has the shape of its latents, with or
 without known blocks, U-Nets too; nothing is calibrated.
 What it costs: one scalar read a step; a branch keeps up to four latents and two outputs.

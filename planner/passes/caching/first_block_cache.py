@@ -53,6 +53,9 @@ from planner.passes.base import (
 )
 from planner.passes.needs import narrowed, one_denoiser
 
+_KEPT = 3
+"""What a branch keeps: the first block's output and residual, and what the others added."""
+
 
 class FirstBlockCacheSettings(Settings):
     """When the first block counts as unchanged."""
@@ -184,7 +187,7 @@ def _mask(series: Series, threshold: float) -> str:
 def effect(work: Work, settings: FirstBlockCacheSettings, telemetry: Telemetry | None) -> Work:
     """Lower the share of all blocks but the first; without telemetry only hold more."""
     if telemetry is None:
-        return with_residuals(work, 2)
+        return with_residuals(work, 0, _KEPT)
     share_of = computed_share(masks(settings, telemetry.at(steps_of(work))))
 
     def cached(phase: Phase) -> Phase:
@@ -195,7 +198,7 @@ def effect(work: Work, settings: FirstBlockCacheSettings, telemetry: Telemetry |
         operations = tuple(_reused(op, share, first) for op in phase.operations)
         return phase.model_copy(update={"operations": operations})
 
-    return with_residuals(work.mapped(cached), 2)
+    return with_residuals(work.mapped(cached), 0, _KEPT)
 
 
 def _first_block(phase: Phase) -> str:

@@ -10,7 +10,8 @@ block at all. The polynomial is fitted here, from one reference run, with the de
 left-out points best; unlike the paper's it is kept from falling, and goes on in proportion beyond
 the fitted range, since a polynomial says nothing there. One that was published for this very
 checkpoint may be asked for: it needs no reference run, and its size is added, whatever its sign.
-What it costs: the calibration run, one scalar read a forward, two residuals of memory a branch.
+What it costs: the calibration run, one scalar read a forward; a branch keeps the indicator and what
+every block list has added.
 When not: 8 steps or fewer; with another cache; coefficients of another checkpoint; with Animate,
 whose face adapters read the stream between blocks.
 Source: Liu et al. 2024 (TeaCache), arXiv 2411.19108, equations 4 to 7.
@@ -202,10 +203,9 @@ def masks(settings: TeaCacheSettings, telemetry: Telemetry) -> Masks:
 
 def effect(work: Work, settings: TeaCacheSettings, telemetry: Telemetry | None) -> Work:
     """Lower the share of all blocks by the simulated hit rate; without telemetry only hold more."""
-    if telemetry is None:
-        return with_residuals(work)
-    found = masks(settings, telemetry.at(steps_of(work)))
-    return skipping_steps(work, computed_share(found)) if found else with_residuals(work)
+    watched = with_residuals(work, 0, 1)  # the indicator of the step before
+    found = masks(settings, telemetry.at(steps_of(work))) if telemetry else ()
+    return skipping_steps(watched, computed_share(found)) if found else with_residuals(watched)
 
 
 def narrow(case: Case, telemetry: Telemetry | None) -> dict[str, Domain]:
