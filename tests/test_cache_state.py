@@ -6,6 +6,7 @@ Every caching pass of the registry that is legal on the small bench is taken, as
 import gc
 import warnings
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ import torch
 from planner.passes import registry
 from planner.passes.base import Family, Pass
 from planner.run.apply import LeavesCaseWarning
-from tests.passes.driving import Bench, leftovers, shared_bench
+from tests.passes.driving import Bench, leftovers, shared_bench, unet_bench
+from tests.passes.test_text_kv_cache import wan_bench
 from tests.test_conformance import middling, searched
 
 CACHES = tuple(
@@ -117,26 +119,35 @@ def test_a_call_in_which_nothing_was_reused_is_a_complaint(one: Pass, bench: Ben
         assert handle.complaints()[one.name].startswith(f"{one.name} ")
 
 
-def alive() -> tuple[int, int]:
+def alive(pipe: Any) -> tuple[int, int]:
     """How many tensors live, and how many attributes the pipeline's modules have."""
     gc.collect()
     tensors = sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects())
-    pipe = shared_bench().pipe
-    parts = (pipe.transformer, pipe.vae, pipe.text_encoder, pipe.text_encoder_2)
+    parts = (part for part in pipe.components.values() if isinstance(part, torch.nn.Module))
     modules = [module for part in parts for module in part.modules()]
     hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules)
     own = sum(len(vars(module)) for module in modules) + len(vars(pipe))
     return tensors, hooks + own + len(vars(pipe.scheduler))
 
 
-def test_a_hundred_times_on_and_off_leak_nothing(one: Pass, bench: Bench) -> None:
-    untouched, values = bench.untouched, eager(one)
-    with bench.put({one.name: values}):
+EVERY = tuple(n for n in registry.names() if registry.get(n).family is Family.CACHING)
+
+
+@pytest.mark.filterwarnings("ignore::planner.run.apply.LeavesCaseWarning")
+@pytest.mark.parametrize("name", EVERY)
+def test_a_hundred_times_on_and_off_leak_nothing(name: str) -> None:
+    one = registry.get(name)
+    if "cache-dit" in str(one.imports) and find_spec("cache_dit") is None:
+        pytest.skip("cache-dit is not installed")
+    bench = next(made for make in (shared_bench, unet_bench, wan_bench)
+                 if not one.missing((made := make()).case))  # fmt: skip
+    untouched, values = bench.untouched, eager(one) if name in CACHES else {}
+    with bench.put({name: values}):
         bench.draw(num_inference_steps=4)
-    before = alive()
+    before = alive(bench.pipe)
     for index in range(100):
-        with bench.put({one.name: values}):
+        with bench.put({name: values}):
             if index % 10 == 9:
                 bench.draw(num_inference_steps=4)
-    assert alive() == before
+    assert alive(bench.pipe) == before
     assert torch.equal(bench.draw(), untouched)

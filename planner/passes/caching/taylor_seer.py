@@ -7,8 +7,9 @@ What it costs: one residual of memory a branch and order, besides the last one. 
 calibrated, nothing compared; latency does not depend on the prompt.
 When not: intervals so long that the line leaves the trajectory (order 2 sooner than order 1); 8
 steps or fewer; with Animate, whose face adapters read the stream between blocks.
-Source: TaylorSeer (Liu et al. 2025, arXiv 2503.06923), in the form that forecasts the whole stack's
-residual and not every module's: m + 1 tensors instead of m + 1 for each module.
+Source: TaylorSeer (Liu et al. 2025, arXiv 2503.06923), in its lite mode, which forecasts the whole
+stack's residual and not every module's: m + 1 tensors a block list instead of m + 1 a module, and a
+skipped step runs no block, while the full mode still runs all norms and additions.
 """
 
 from __future__ import annotations
