@@ -19,7 +19,7 @@ from planner.tuning.bench.choose import (
     refine,
 )
 from planner.tuning.bench.conclude import against
-from planner.tuning.bench.journal import SEARCH, UNTOUCHED, Journal, Shot
+from planner.tuning.bench.journal import HEAT, SEARCH, UNTOUCHED, Journal, Shot
 from planner.tuning.bench.knobs import between, grid, nearest, place
 from planner.tuning.bench.peers import diffusers_peers
 from planner.tuning.bench.planned import WRAPPERS, fewer_steps, planned
@@ -234,3 +234,20 @@ def test_calls_of_a_run_beside_which_the_machine_was_busy_are_made_again(tmp_pat
     with closing(Journal.begin(path, identity, resume=True, fresh=False)) as later:
         assert later.find(SEARCH, "a", 0.1, "p9.0") is None
         assert [shot.prompt for shot in later.shots(SEARCH, "a", 0.1)] == ["p2.0", "p2.1", "p2.2"]
+
+
+def test_in_a_heat_seconds_are_read_anew_and_distances_stand(journal: Journal) -> None:
+    def shot(purpose: str, method: str, seconds: float, lpips: float | None = None) -> None:
+        journal.keep(Shot(purpose=purpose, method=method, value=None if lpips is None else 1,
+                          prompt="p", seconds=seconds, lpips=lpips, run=1))  # fmt: skip
+
+    shot(SEARCH, UNTOUCHED, 10.0)
+    shot(SEARCH, "cache", 8.0, 0.03)  # while the machine had other work
+    shot(SEARCH, UNTOUCHED, 10.0)
+    before = journal.point("cache", 1)
+    assert before is not None and (before.share, before.lpips) == (0.8, 0.03)
+    shot(HEAT, UNTOUCHED, 10.0)
+    shot(HEAT, "cache", 4.0, 0.09)
+    shot(HEAT, UNTOUCHED, 10.0)
+    after = journal.point("cache", 1)
+    assert after is not None and (after.share, after.lpips, after.n) == (0.4, 0.03, 1)

@@ -11,6 +11,7 @@ from planner.reporting import words
 from planner.reporting.draw_caching import curves_picture, steps_picture
 from planner.tuning.bench.choose import AIM, fastest
 from planner.tuning.bench.document import Comparison, Entry, Figure, Level, Row
+from planner.tuning.bench.heats import ROUNDS as HEATS
 
 NAME = "caching"
 _SIDES = {"ours": "planner", "peer": "peer", "steps": "fewer steps"}
@@ -168,7 +169,9 @@ def _how(found: Comparison) -> list[str]:
         f"say which are not): {scale.points} settings, or as many as a knob has, on "
         f"{words.count(scale.prompts, 'prompt')} (on one where that showed a setting to be "
         "far off, or less than twice as fast as untouched); "
-        f"then at each level the best {scale.refined_methods} methods of either side "
+        "then at each level each side's fastest settings are timed again side by side, on "
+        f"{words.count(HEATS, 'prompt')}, and the best {scale.refined_methods} methods of either "
+        "side are tried "
         f"at up to {scale.refined} more settings on "
         f"{words.count(scale.refined_prompts, 'prompt')}.",
         f"- Speed is a share of the untouched calls beside, one after every {scale.every:g} "

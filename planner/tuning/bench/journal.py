@@ -15,7 +15,7 @@ from planner.tuning.bench.watch import Portrait
 from planner.tuning.session import differences
 
 UNTOUCHED = "untouched"
-SEARCH, CERTIFY = "search", "certify"
+SEARCH, HEAT, CERTIFY = "search", "heat", "certify"
 
 
 class Shot(Noun):
@@ -122,12 +122,16 @@ class Journal:
         return None
 
     def point(self, method: str, value: Scalar) -> Point | None:
-        """Return what the search's calls of a setting say; None where there is none."""
+        """Return what the search's calls of a setting say; None where there is none.
+
+        Its share is that of the heats, where it was in one.
+        """
         shots = self.shots(SEARCH, method, value)
         if not shots or self.failure(method, value):
             return None
+        timed = self.shots(HEAT, method, value) or shots
         return Point(value=value, lpips=fmean(shot.lpips or 0.0 for shot in shots),
-                     share=median(map(self.share, shots)), n=len(shots))  # fmt: skip
+                     share=median(map(self.share, timed)), n=len(shots))  # fmt: skip
 
     def points(self, method: str) -> list[Point]:
         """Return every setting of a method that the search looked at."""

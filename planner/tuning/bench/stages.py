@@ -1,4 +1,4 @@
-"""The comparison, stage after stage: defaults, grid, refinement, certificates, rounds."""
+"""The comparison, stage after stage: defaults, grid, heats, refinement, certificates, rounds."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from planner.measure.statistics import mean_upper
 from planner.tuning.bench.choose import AIM, Point, Tried, fastest, following, refine
 from planner.tuning.bench.desk import Desk
 from planner.tuning.bench.equal import measure_equal
+from planner.tuning.bench.heats import time_again
 from planner.tuning.bench.journal import CERTIFY, UNTOUCHED, Journal, Shot
 from planner.tuning.bench.knobs import grid
 from planner.tuning.bench.method import Method, Side
@@ -53,7 +54,9 @@ def run(desk: Desk, methods: Sequence[Method]) -> None:
     able = try_defaults(desk, methods)
     measure_grid(desk, able)
     for level in desk.scale.levels:
+        time_again(desk, able, level)
         refine_best(desk, able, level)
+        time_again(desk, able, level)
     for level in desk.scale.levels:
         certify_best(desk, able, level)
     for level in desk.scale.levels:
@@ -121,7 +124,7 @@ def _from_fast(desk: Desk, method: Method, prompt: Sequence[Prompt]) -> list[Sca
 def refine_best(desk: Desk, methods: Sequence[Method], level: float) -> None:
     """Bisect the knobs of each side's best methods a little below a level, on more prompts."""
     prompts = desk.search[: desk.scale.refined_prompts]
-    chosen = _fixed(desk, methods, level, "refined", desk.scale.refined_methods)
+    chosen = _fixed(desk, methods, level, "to refine", desk.scale.refined_methods)
     for done, method in enumerate(chosen):
         desk.progress.tick(f"refining at {level:g}", done, len(chosen), method.name)
         ended = {"refined": method.name, "level": level}
@@ -167,7 +170,7 @@ def certify_best(desk: Desk, methods: Sequence[Method], level: float) -> None:
 
     The finalists are written down before the first of these prompts is rendered with one of them.
     """
-    chosen = _fixed(desk, methods, level, CERTIFY, desk.scale.finalists)
+    chosen = _fixed(desk, methods, level, "to certify", desk.scale.finalists)
     for done, method in enumerate(chosen):
         desk.progress.tick(f"certifying at {level:g}", done, len(chosen), method.name)
         _certify(desk, method, level)
