@@ -14,7 +14,7 @@ from planner.case.device import Device
 from planner.case.telemetry import Telemetry
 from planner.case.work import Work
 from planner.hooks.beneath import beneath_hooks, own_forward
-from planner.hooks.blocks import denoiser_name, denoiser_of, segments
+from planner.hooks.blocks import denoiser_of, segments
 from planner.hooks.clock import StepClock
 from planner.passes import registry
 from planner.passes.base import Artifact, Context
@@ -230,10 +230,11 @@ OWN = ("encode_prompt", "_all_hooks", "_offload_device", "_offload_gpu_id")
 def leftovers(pipe: Any) -> list[str]:
     """Name every trace of a pass: hooks, replaced forwards, caches, casts, flags, backends."""
     found = ["cache"] if getattr(denoiser_of(pipe), "is_cache_enabled", False) else []
-    for part in (denoiser_name(pipe), "vae", "text_encoder", "text_encoder_2"):
-        found += [f"{part}.{trace}" for trace in traces(getattr(pipe, part))]
+    for name, part in pipe.components.items():
+        found += [f"{name}.{trace}" for trace in traces(part)] if hasattr(part, "modules") else []
     found += [f"vae.{name}" for name in ("use_tiling", "use_slicing") if getattr(pipe.vae, name)]
-    found += [] if pipe.vae.tile_sample_min_size == 64 else ["vae.tile_sample_min_size"]
+    smallest = getattr(pipe.vae, "tile_sample_min_size", 64)
+    found += [] if smallest == 64 else ["vae.tile_sample_min_size"]
     found += [] if _process_backend() == "native" else ["the process's attention backend"]
     return found + [f"pipeline.{name}" for name in OWN if name in vars(pipe)]
 
