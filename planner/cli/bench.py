@@ -30,7 +30,7 @@ def command() -> None:
 def caching(quick: bool, out: Path, resume: bool, fresh: bool, as_json: bool) -> None:
     """Compare planner's caches with those of diffusers and cache-dit on the embedded model.
 
-    A whole comparison takes about an hour and writes reports/caching.md, caching.json and two
+    A whole comparison takes nearly two hours and writes reports/caching.md, caching.json and two
     pictures. It computes on one thread unless OMP_NUM_THREADS says otherwise.
 
     Exit codes: 0 done, 2 usage, 4 no level at which both sides hold, 6 invalid file,

@@ -11,7 +11,7 @@ from planner.reporting import words
 from planner.reporting.draw_caching import curves_picture, steps_picture
 from planner.tuning.bench.choose import AIM, fastest
 from planner.tuning.bench.document import Comparison, Entry, Figure, Level, Row
-from planner.tuning.bench.heats import ROUNDS as HEATS
+from planner.tuning.bench.scale import HEAT_ROUNDS
 
 NAME = "caching"
 _SIDES = {"ours": "planner", "peer": "peer", "steps": "fewer steps"}
@@ -58,7 +58,7 @@ def _about(found: Comparison) -> list[str]:
     lacking = [name for name, version in found.peers.items() if version is None]
     return [
         f"`planner bench caching` on {device.name}, "
-        f"{words.count(device.threads, 'thread')}, in {found.minutes:.0f} minutes; "
+        f"{words.count(device.threads, 'thread')}, in {found.minutes:.0f} minutes of timed calls; "
         "`planner bench caching --quick` plays its best settings again.",
         f"{found.source.model}: {call.get('width')}×{call.get('height')} pixels, "
         f"{found.workload.steps} steps, {found.workload.guidance} guidance, "
@@ -170,7 +170,7 @@ def _how(found: Comparison) -> list[str]:
         f"{words.count(scale.prompts, 'prompt')} (on one where that showed a setting to be "
         "far off, or less than twice as fast as untouched); "
         "then at each level each side's fastest settings are timed again side by side, on "
-        f"{words.count(HEATS, 'prompt')}, and the best {scale.refined_methods} methods of either "
+        f"{words.count(HEAT_ROUNDS, 'prompt')}, and the best {scale.refined_methods} methods of either "
         "side are tried "
         f"at up to {scale.refined} more settings on "
         f"{words.count(scale.refined_prompts, 'prompt')}.",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -114,13 +113,8 @@ def _compare(
         desk = Desk(rig, journal, question.scale, question.search, question.unseen, progress)
         seconds = desk.warm()
         _say_estimate(question.scale, methods, seconds, progress)
-        began = time.monotonic()
-        try:
-            run(desk, methods)
-        finally:
-            journal.note("end", {"run": journal.run, "seconds": time.monotonic() - began})
-        minutes = sum(body.get("seconds", 0.0) for body in journal.bodies("end")) / 60
-        return conclude(desk, methods, peers, minutes)
+        run(desk, methods)
+        return conclude(desk, methods, peers)
 
 
 def methods_for(

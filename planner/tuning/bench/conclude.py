@@ -28,7 +28,7 @@ from planner.tuning.bench.stages import SIDES, Verdict, rounds_at, standing
 
 
 def conclude(
-    desk: Desk, methods: Sequence[Method], peers: Mapping[str, str | None], minutes: float
+    desk: Desk, methods: Sequence[Method], peers: Mapping[str, str | None]
 ) -> Comparison:
     """Return what the journal holds as one document."""
     rig, journal = desk.rig, desk.journal
@@ -37,7 +37,7 @@ def conclude(
         certified=any(one.ratio is not None for one in levels), source=rig.source,
         workload=rig.case.workload, device=rig.case.device, peers=dict(peers), scale=desk.scale,
         prompts=desk.unseen, untouched=middle(journal.untouched_seconds(), "s"),
-        minutes=round(minutes, 1), levels=levels,
+        minutes=round(journal.seconds / 60, 1), levels=levels,
         methods=tuple(_row(journal, method, max(desk.scale.levels)) for method in methods),
         equal=tuple(equal_rows(desk, methods)),
     )  # fmt: skip

@@ -104,7 +104,10 @@ class Equal(Noun):
 
 
 class Comparison(Noun):
-    """Everything that a comparison of caches found, and on what."""
+    """Everything that a comparison of caches found, and on what.
+
+    `minutes` is what its timed calls took together; loading, LPIPS and watching come on top.
+    """
 
     format: Literal["planner-bench-caching/1"] = "planner-bench-caching/1"
     quick: bool = False

@@ -13,9 +13,7 @@ from planner.tuning.bench.choose import AIM
 from planner.tuning.bench.desk import Desk
 from planner.tuning.bench.journal import HEAT, Journal
 from planner.tuning.bench.method import Method
-
-ROUNDS = 3
-"""Prompts on which a setting is timed again."""
+from planner.tuning.bench.scale import HEAT_ROUNDS
 
 NEAR = 1.4
 """How many times the share of its side's fastest setting one may take, to be timed again."""
@@ -27,8 +25,8 @@ _SETTINGS = 2
 def time_again(desk: Desk, methods: Sequence[Method], level: float) -> None:
     """Time every side's fastest settings within a level in rounds with the untouched call."""
     players = list(_players(desk.journal, methods, AIM * level))
-    for number, prompt in enumerate(desk.search[:ROUNDS]):
-        desk.progress.tick(f"heats at {level:g}", number, ROUNDS, "")
+    for number, prompt in enumerate(desk.search[:HEAT_ROUNDS]):
+        desk.progress.tick(f"heats at {level:g}", number, HEAT_ROUNDS, "")
         lacking = [(method, value) for method, value in players
                    if desk.journal.find(HEAT, method.name, value, prompt.id) is None]  # fmt: skip
         if lacking:

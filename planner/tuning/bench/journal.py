@@ -138,6 +138,11 @@ class Journal:
         found = (self.point(method, value) for value in self.values(SEARCH, method))
         return [one for one in found if one is not None]
 
+    @property
+    def seconds(self) -> float:
+        """Return what all timed calls took, those of broken-off runs included."""
+        return sum(shot.seconds for shot in self._shots)
+
     def untouched_seconds(self) -> list[float]:
         """Return the seconds of every untouched call."""
         return [shot.seconds for shot in self._shots if shot.method == UNTOUCHED]

@@ -20,10 +20,11 @@ ATTEMPTS = 3
 CERTIFIED = 32
 EARLY = 10
 ROUNDS = 12
+HEAT_ROUNDS = 3
 EVERY = 5.0
 BUSY = 1.5
 
-BUDGET_SECONDS = 75 * 60.0
+BUDGET_SECONDS = 120 * 60.0
 """What a whole comparison should take at most."""
 
 _GRID_SHARE, _LEVEL_SHARE = 0.5, 0.35
@@ -82,6 +83,7 @@ def estimate(scale: Scale, methods: Sequence[Method], seconds: float) -> dict[st
         "portraits": 2.0 * len(methods) * _GRID_SHARE,
         "grid": settings * scale.prompts * _DRAWN * _GRID_SHARE * beside,
         "refinement": levels * refined * (scale.refined + 1) * scale.refined_prompts * near,
+        "heats": 2 * levels * HEAT_ROUNDS * (1 + refined * near),
         "certificates": levels * finalists * _ATTEMPTS * scale.certified * near,
         "rounds": levels * scale.rounds * (1 + 2 * _LEVEL_SHARE),
     }
