@@ -170,9 +170,8 @@ def _how(found: Comparison) -> list[str]:
         f"{words.count(scale.prompts, 'prompt')} (on one where that showed a setting to be "
         "far off, or less than twice as fast as untouched); "
         "then at each level each side's fastest settings are timed again side by side, on "
-        f"{words.count(HEAT_ROUNDS, 'prompt')}, and the best {scale.refined_methods} methods of either "
-        "side are tried "
-        f"at up to {scale.refined} more settings on "
+        f"{words.count(HEAT_ROUNDS, 'prompt')}, and the best {scale.refined_methods} methods of "
+        f"either side are tried at up to {scale.refined} more settings on "
         f"{words.count(scale.refined_prompts, 'prompt')}.",
         f"- Speed is a share of the untouched calls beside, one after every {scale.every:g} "
         "untouched calls' worth of others. "
