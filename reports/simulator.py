@@ -38,7 +38,7 @@ from planner.tuning.prompts import split_lists
 from planner.tuning.recordings import Recordings
 
 RECORDED = 2
-PLACES = (0.25, 0.5, 0.75)
+PLACES = (0.3, 0.7)
 """Where in the interval of a setting it is tried."""
 
 
@@ -77,7 +77,7 @@ class Subject:
         def render() -> None:
             for prompt in self.recorded:
                 with clock.call():
-                    self.rig.call(prompt, {})
+                    self.rig.call(prompt, self.rig.case.workload.call)
 
         try:
             key = (BASELINE, self.recorded)  # what a calibration of a lone cache looks up
