@@ -103,7 +103,8 @@ def run(arguments: Sequence[str]) -> int:
     except PlannerError as error:
         return _say(str(error), error.exit_code)
     except click.Abort:
-        return _say("interrupted: nothing finished is lost; tune and bench go on with --resume", 7)
+        return _say("interrupted: nothing finished is lost; `planner tune --resume` and `planner "
+                    "bench caching --resume` go on", 7)  # fmt: skip
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return error.exit_code

@@ -11,7 +11,7 @@ from planner.case.noun import Scalar
 from planner.tuning.bench.choose import Point, fastest
 from planner.tuning.bench.desk import Desk
 from planner.tuning.bench.document import Equal, digits
-from planner.tuning.bench.journal import SEARCH, Journal
+from planner.tuning.bench.journal import EQUAL, SEARCH, Journal
 from planner.tuning.bench.knobs import nearest
 from planner.tuning.bench.method import Method
 
@@ -35,7 +35,10 @@ def measure_equal(desk: Desk, methods: Sequence[Method]) -> None:
     pairs = list(_pairs(desk, methods))
     for done, pair in enumerate(pairs):
         desk.progress.tick("equal steps", done, len(pairs), pair.method.name)
-        if desk.point(pair.mask, pair.share, desk.search[: pair.point.n]) is not None:
+        lacking = [prompt for prompt in desk.search[: pair.point.n] if desk.journal.find(
+            SEARCH, pair.mask.name, pair.share, prompt.id) is None]  # fmt: skip
+        # Not for the search: what it looked at must not change once it is over.
+        if desk.shots(EQUAL, pair.mask, pair.share, lacking) is not None:
             desk.portrait(pair.mask, pair.share)
     desk.close_bracket()
 
@@ -60,13 +63,18 @@ def equal_rows(desk: Desk, methods: Sequence[Method]) -> Iterator[Equal]:
 
 def _pairs(desk: Desk, methods: Sequence[Method]) -> Iterator[_Pair]:
     """Give every setting whose computed forwards are known, with the mask of as many."""
-    masks = [one for one in methods if one.name.startswith(MASK)]
+    masks = {one.name: one for one in methods if one.name.startswith(MASK)}
     level, steps = max(desk.scale.levels), desk.rig.case.workload.steps
-    best = [(point.share, one.name, one) for one in masks
-            if (point := fastest(desk.journal.points(one.name), level)) is not None]  # fmt: skip
-    if not best:
+
+    def best() -> list[str]:
+        shares = {name: point.share for name in masks
+                  if (point := fastest(desk.journal.points(name), level)) is not None}
+        return sorted(shares, key=lambda name: (shares[name], name))[:1]
+
+    mask = next((masks[name] for name in desk.journal.chosen("equal", level, best)
+                 if name in masks), None)  # fmt: skip
+    if mask is None:
         return
-    mask = min(best)[2]
     for method, point in _settings(desk.journal, methods, desk.scale.levels):
         seen = desk.journal.portrait(method.name, point.value)
         if seen is not None:
@@ -86,4 +94,5 @@ def _settings(
 
 
 def _distances(journal: Journal, method: str, value: Scalar) -> dict[str, float]:
-    return {shot.prompt: shot.lpips or 0.0 for shot in journal.shots(SEARCH, method, value)}
+    return {shot.prompt: shot.lpips or 0.0 for purpose in (EQUAL, SEARCH)
+            for shot in journal.shots(purpose, method, value)}  # fmt: skip

@@ -22,9 +22,13 @@ _SETTINGS = 2
 """Settings of a method that are timed again."""
 
 
-def time_again(desk: Desk, methods: Sequence[Method], level: float) -> None:
+def time_again(desk: Desk, methods: Sequence[Method], level: float, heat: str) -> None:
     """Time every side's fastest settings within a level in rounds with the untouched call."""
-    players = list(_players(desk.journal, methods, AIM * level))
+    by_name = {method.name: method for method in methods}
+    chosen = desk.journal.chosen(heat, level, lambda: [
+        (method.name, value) for method, value in _players(desk.journal, methods, AIM * level)
+    ])  # fmt: skip
+    players = [(by_name[name], value) for name, value in chosen if name in by_name]
     for number, prompt in enumerate(desk.search[:HEAT_ROUNDS]):
         desk.progress.tick(f"heats at {level:g}", number, HEAT_ROUNDS, "")
         lacking = [(method, value) for method, value in players

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -15,7 +16,7 @@ from planner.tuning.bench.watch import Portrait
 from planner.tuning.session import differences
 
 UNTOUCHED = "untouched"
-SEARCH, HEAT, CERTIFY = "search", "heat", "certify"
+SEARCH, HEAT, CERTIFY, EQUAL = "search", "heat", "certify", "equal"
 
 
 class Shot(Noun):
@@ -181,6 +182,15 @@ class Journal:
         seen = found.model_dump()
         body = {"method": method, "value": value, "portrait": seen, "most_held": held}
         self._ledger.append("trial", body)
+
+    def chosen(self, stage: str, level: float, choose: Callable[[], list[Any]]) -> list[Any]:
+        """Return what goes into a stage, as it was chosen first: later calls move what is best."""
+        for body in self._ledger.bodies("finalists"):
+            if (body["stage"], body["level"]) == (stage, level):
+                return list(body["names"])
+        found = choose()
+        self.note("finalists", {"stage": stage, "level": level, "names": found})
+        return found
 
     def bodies(self, kind: str) -> list[dict[str, Any]]:
         """Return the bodies of all records of a kind."""

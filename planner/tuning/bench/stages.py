@@ -54,9 +54,9 @@ def run(desk: Desk, methods: Sequence[Method]) -> None:
     able = try_defaults(desk, methods)
     measure_grid(desk, able)
     for level in desk.scale.levels:
-        time_again(desk, able, level)
+        time_again(desk, able, level, "first heat")
         refine_best(desk, able, level)
-        time_again(desk, able, level)
+        time_again(desk, able, level, "second heat")
     for level in desk.scale.levels:
         certify_best(desk, able, level)
     for level in desk.scale.levels:
@@ -143,14 +143,11 @@ def refine_best(desk: Desk, methods: Sequence[Method], level: float) -> None:
 def _fixed(
     desk: Desk, methods: Sequence[Method], level: float, stage: str, count: int
 ) -> list[Method]:
-    """Return the best methods of each side for a stage, as first chosen: later calls move them."""
-    for body in desk.journal.bodies("finalists"):
-        if (body["stage"], body["level"]) == (stage, level):
-            return [one for name in body["names"] for one in methods if one.name == name]
-    chosen = best(desk.journal, methods, AIM * level, count)
-    names = [one.name for one in chosen]
-    desk.journal.note("finalists", {"stage": stage, "level": level, "names": names})
-    return chosen
+    """Return the best methods of each side for a stage, as first chosen."""
+    names = desk.journal.chosen(stage, level, lambda: [
+        one.name for one in best(desk.journal, methods, AIM * level, count)
+    ])  # fmt: skip
+    return [one for name in names for one in methods if one.name == name]
 
 
 def best(
