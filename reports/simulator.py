@@ -22,15 +22,13 @@ import torch
 from planner.case.prompts import Prompt
 from planner.catalog.reader import prompts_for, workload_for
 from planner.cli.progress import Bar
-from planner.hooks.clock import StepClock
 from planner.passes.base import Pass
 from planner.plans.graph import build
 from planner.plans.plan import BASELINE, Plan
 from planner.prediction.cache_simulator import deciding, simulate
 from planner.run.apply import put_on
 from planner.run.pipeline import PipelineSource
-from planner.trials.reference import ReferenceCalls
-from planner.tuning.bench.planned import calibrated
+from planner.tuning.bench.planned import calibrated, reference_calls
 from planner.tuning.bench.rig import Rig
 from planner.tuning.footing import footing
 from planner.tuning.foresight import Foresight
@@ -61,7 +59,8 @@ class Subject:
         self.rig = Rig(source, workload, folder)
         found = split_lists(texts, unseen, 0)
         self.recorded, self.others = found.search[:RECORDED], found.certify
-        self.telemetry = self._record()
+        with reference_calls(self.rig, BASELINE, {}, self.recorded) as (calls, _):
+            self.telemetry = calls.telemetry()
         with Bar() as bar:
             stands = footing(source, self.rig.case, folder, bar)
         assert stands is not None, "this device is not calibrated"
@@ -69,23 +68,6 @@ class Subject:
         seconds = median(self.rig.untouched(self.recorded[0])[0] for _ in range(3))
         self.foresight = Foresight(stands, seconds, Recordings.of(self.telemetry))
         self.reference = self._beside = seconds
-
-    def _record(self) -> Any:
-        clock = StepClock()
-        detach = clock.attach(self.rig.pipeline.scheduler)
-
-        def render() -> None:
-            for prompt in self.recorded:
-                with clock.call():
-                    self.rig.call(prompt, self.rig.case.workload.call)
-
-        try:
-            key = (BASELINE, self.recorded)  # what a calibration of a lone cache looks up
-            return ReferenceCalls(
-                self.rig.pipeline, clock, render, self.rig.case, self.rig.recorded, key
-            ).telemetry()
-        finally:
-            detach()
 
     def real(self, plan: Plan, learned: Any, prompts: Sequence[Prompt]) -> list[Real]:
         """Run the plan on each prompt, all between two untouched calls."""

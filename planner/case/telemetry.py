@@ -105,10 +105,3 @@ class Telemetry(Noun):
             for run in self.runs
         )  # fmt: skip
         return Telemetry(places=tuple(self.places[i] for i in picked), runs=runs)
-
-
-class Under(Noun):
-    """Telemetry of calls with some passes on; `plan` in one line, as a plan prints itself."""
-
-    plan: str
-    telemetry: Telemetry

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from planner.case.work import Operation, Phase, Work
-from planner.hooks.reuse import with_residuals
-
-Place = tuple[str, ...]
-"""A block's list and number in it."""
+from planner.hooks.reuse import Place, block_lists, place_of, with_residuals
 
 
 def ends(first: int, last: int, blocks: int) -> tuple[int, int]:
@@ -23,7 +20,7 @@ def skipping_between(phase: Phase, first: int, last: int, share: float) -> Phase
         always |= {*blocks[:start], *blocks[len(blocks) - end :]}
 
     def reused(op: Operation) -> Operation:
-        if not op.block or _place(op) in always:
+        if not op.block or place_of(op) in always:
             return op
         return op.model_copy(update={"share": op.share * share})
 
@@ -33,22 +30,14 @@ def skipping_between(phase: Phase, first: int, last: int, share: float) -> Phase
 def holding(work: Work, copies: float) -> Work:
     """Return the work holding so many residuals of every list that cache-dit makes."""
     phases = [phase for phase in work.phases if phase.name == "denoise"]
-    own = max((len({_place(op)[0] for op in phase.operations if op.block}) for phase in phases),
-              default=1)  # fmt: skip
-    made = max((len(_lists(phase)) for phase in phases), default=1)
-    return with_residuals(work, copies * made / max(1, own))
-
-
-def _place(op: Operation) -> Place:
-    return tuple(op.path.split(".")[:2])
+    return with_residuals(work, 0, copies * max((len(_lists(one)) for one in phases), default=1))
 
 
 def _lists(phase: Phase) -> list[tuple[Place, ...]]:
     """Return the blocks of every list that cache-dit makes: it joins the two of FLUX.1."""
-    blocks = tuple(dict.fromkeys(_place(op) for op in phase.operations if op.block))
+    found = block_lists(phase)
     paths = [op.path for op in phase.operations]
     # HunyuanVideo's lists have the same names and layers, but its text goes through a refiner.
     if any(p.endswith(".proj_mlp") for p in paths) and not any("refiner" in p for p in paths):
-        return [blocks]
-    names = dict.fromkeys(name for name, *_ in blocks)
-    return [tuple(one for one in blocks if one[0] == name) for name in names]
+        return [tuple(block for blocks in found for block in blocks)]
+    return found

@@ -33,10 +33,26 @@ def errors(
 ) -> Matrix:
     """Return previous × last × step: how far a forecast from two computed steps is off there.
 
-    Errors are root mean squares over a tensor's values, times the stretch of the schedule that
-    the step covers: by so much they move the latents. They are the mean over the matrices. Where
-    the previous step is the last one too, only that one is known. `early` is the power of the
-    noise level by which an error counts more: what is settled early carries all that follows.
+    See `forecast_errors` and `weighed`.
+    """
+    return weighed(forecast_errors(grams, places, order), places, early)
+
+
+def weighed(errors: Matrix, places: Sequence[float], early: float) -> Matrix:
+    """Return errors by how much they count: times the stretch of the schedule that a step covers.
+
+    By so much they move the latents. `early` is the power of the noise level by which an error
+    counts more: what is settled early carries all that follows.
+    """
+    weight: Matrix = _stretches(places) * _levels(places) ** early
+    return np.multiply(errors, weight)
+
+
+def forecast_errors(grams: Sequence[Matrix], places: Sequence[float], order: int) -> Matrix:
+    """Return previous × last × step: the error of a forecast from two computed steps.
+
+    Errors are root mean squares over a tensor's values, in the mean over the matrices. Where the
+    previous step is the last one too, only that one is known.
     """
     count, stack = len(places), np.stack(grams)
     own = stack.diagonal(axis1=1, axis2=2)
@@ -54,8 +70,7 @@ def errors(
             found[before, last, last + 1 :] = np.sqrt(np.maximum(square, 0.0)).mean(0)
         if not order:
             found[:last, last] = found[last, last]
-    weight: Matrix = _stretches(places) * _levels(places) ** early
-    return np.multiply(found, weight)
+    return found
 
 
 def _stretches(places: Sequence[float]) -> Matrix:

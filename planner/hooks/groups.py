@@ -13,7 +13,7 @@ from typing import Any
 
 from planner.case.work import Phase, Work
 from planner.hooks.blocks import Segment, segments
-from planner.hooks.reuse import with_residuals
+from planner.hooks.reuse import Place, block_lists, place_of, with_residuals
 
 GROUPS = 4
 """Groups of a stack, about: none lies across two lists, and none is without a block."""
@@ -23,10 +23,10 @@ def groups(denoiser: Any) -> tuple[Segment, ...]:
     """Return the groups in calling order. Raises `UsageError` as `segments` does."""
     parts = segments(denoiser)
     return tuple(Segment(parts[index].name, parts[index].blocks[start:stop])
-                 for index, start, stop in _stretches([len(part.blocks) for part in parts]))
+                 for index, start, stop in _bounds([len(part.blocks) for part in parts]))
 
 
-def _stretches(sizes: Sequence[int]) -> list[tuple[int, int, int]]:
+def _bounds(sizes: Sequence[int]) -> list[tuple[int, int, int]]:
     """Return each group's list, first block and end, for lists of so many blocks."""
     found = []
     for index, size in enumerate(sizes):
@@ -45,14 +45,13 @@ def skipping_groups_of(
     group adds are held.
     """
     phases = [phase for phase in work.phases if phase.name == "denoise"]
-    made = max((len(_groups(phase)) / len(_lists(phase)) for phase in phases if _lists(phase)),
-               default=1.0)  # fmt: skip
+    made = max((len(_groups(phase)) for phase in phases), default=1)
 
     def skipped(phase: Phase) -> Phase:
         shares = shares_of(phase) if phase.name == "denoise" else ()
         return _at(phase, shares) if shares else phase
 
-    return with_residuals(work.mapped(skipped), copies * made)
+    return with_residuals(work.mapped(skipped), 0, copies * made)
 
 
 def _at(phase: Phase, shares: Sequence[float]) -> Phase:
@@ -60,24 +59,11 @@ def _at(phase: Phase, shares: Sequence[float]) -> Phase:
     each = shares if len(shares) == len(parts) else [fmean(shares)] * len(parts)
     of = {block: share for part, share in zip(parts, each, strict=True) for block in part}
     return phase.mapped(lambda op: op.model_copy(
-        update={"share": op.share * of[_block(op.path)]}) if op.block else op)  # fmt: skip
+        update={"share": op.share * of[place_of(op)]}) if op.block else op)  # fmt: skip
 
 
-def _groups(phase: Phase) -> list[list[tuple[str, str]]]:
+def _groups(phase: Phase) -> list[tuple[Place, ...]]:
     """Return the blocks of every group of a denoise phase."""
-    lists = _lists(phase)
+    lists = block_lists(phase)
     return [lists[index][start:stop]
-            for index, start, stop in _stretches([len(blocks) for blocks in lists])]
-
-
-def _lists(phase: Phase) -> list[list[tuple[str, str]]]:
-    """Return the blocks of every list, each by the list's name and its number there."""
-    found: dict[str, list[tuple[str, str]]] = {}
-    for place in dict.fromkeys(_block(op.path) for op in phase.operations if op.block):
-        found.setdefault(place[0], []).append(place)
-    return list(found.values())
-
-
-def _block(path: str) -> tuple[str, str]:
-    name, number, *_ = [*path.split("."), ""]
-    return name, number
+            for index, start, stop in _bounds([len(blocks) for blocks in lists])]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from planner.case.case import Case
 from planner.case.noun import Scalar
-from planner.case.work import Phase, Work
+from planner.case.work import Operation, Phase, Work
 from planner.hooks.branches import SINGLE
 
 Masks = Sequence[Mapping[str, str]]
@@ -158,13 +158,26 @@ def with_residuals(work: Work, copies: float = 1, more: float = 0) -> Work:
     branches: dict[str | None, float] = {}
     for phase in work.phases:
         if phase.name == "denoise":
-            held = (copies * _lists(phase) + more) * _stream(phase)
+            held = (copies * len(block_lists(phase)) + more) * _stream(phase)
             branches[phase.branch] = max(held, branches.get(phase.branch, 0.0))
     return work.model_copy(update={"kept": work.kept + sum(branches.values())})
 
 
-def _lists(phase: Phase) -> int:
-    return len({op.path.partition(".")[0] for op in phase.operations if op.block})
+Place = tuple[str, ...]
+"""A block's list and number in it."""
+
+
+def place_of(op: Operation) -> Place:
+    """Return the block that an operation inside the stack belongs to."""
+    return tuple(op.path.split(".")[:2])
+
+
+def block_lists(phase: Phase) -> list[tuple[Place, ...]]:
+    """Return the blocks of every block list of a phase, in calling order."""
+    found: dict[str, list[Place]] = {}
+    for place in dict.fromkeys(place_of(op) for op in phase.operations if op.block):
+        found.setdefault(place[0], []).append(place)
+    return [tuple(blocks) for blocks in found.values()]
 
 
 def _stream(phase: Phase) -> float:

@@ -269,6 +269,14 @@ class Pass:
         answers = (need.missing(case) for need in self.needs)
         return tuple(answer for answer in answers if answer)
 
+    def told(self, case: Case, telemetry: Telemetry) -> dict[str, Domain]:
+        """Return the ranges that telemetry, and nothing else, gives to numeric settings."""
+        if self.narrow is None:
+            return {}
+        blind = self.narrow(case, None)
+        return {name: domain for name, domain in self.narrow(case, telemetry).items()
+                if name not in blind and domain.choices is None}  # fmt: skip
+
     def serves(self, artifact: Artifact, settings: Any) -> bool:
         """Tell whether an artifact, perhaps learned for other settings, holds what these need."""
         if self.needed is None:

@@ -92,6 +92,14 @@ def settings_of(name: str, values: dict[str, Any]) -> Settings:
         ) from error
 
 
+def learns(name: str, values: dict[str, Any]) -> bool:
+    """Tell whether a pass with these settings needs what a calibration finds.
+
+    Raises `UsageError` as `settings_of` does.
+    """
+    return get(name).learns(settings_of(name, values))
+
+
 def _reason(message: str) -> str:
     """Return what pydantic says of a value, without its own words around ours."""
     return message.removeprefix("Value error, ").lower()

@@ -143,6 +143,11 @@ def _decides(one: Pass) -> bool:
     return _reuses(one) or _claims(one, MODULATION)
 
 
+def _inside(stack: Stack) -> Stack:
+    """Return the passes that do not decide around the denoiser's forward."""
+    return [one for one in stack if not (one.pass_.around and one.pass_.around(one.settings))]
+
+
 def _unfit(case: Case, stack: Stack) -> str | None:
     workload = case.workload.model_copy(update={"call": effective_call(case, stack)})
     planned = case.model_copy(update={"workload": workload})
@@ -152,8 +157,7 @@ def _unfit(case: Case, stack: Stack) -> str | None:
 
 def _captured_decision(case: Case, stack: Stack) -> str | None:
     del case
-    inside = [one for one in stack if not (one.pass_.around and one.pass_.around(one.settings))]
-    caches = _names(inside, _decides)
+    caches = _names(_inside(stack), _decides)
     graphs = _names(stack, lambda one: _claims(one, CAPTURE))
     if not caches or not graphs:
         return None
@@ -163,8 +167,7 @@ def _captured_decision(case: Case, stack: Stack) -> str | None:
 def _gaps_beneath(case: Case, stack: Stack) -> str | None:
     del case
     spared = _names(stack, lambda one: _claims(one, BRANCH_REUSE))
-    inside = [one for one in stack if not (one.pass_.around and one.pass_.around(one.settings))]
-    caches = _names(inside, _reuses_steps)
+    caches = _names(_inside(stack), _reuses_steps)
     if not spared or not caches:
         return None
     return (f"{caches[0]} begins anew after every step at which {spared[0]} leaves a branch out; "

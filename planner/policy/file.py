@@ -165,13 +165,10 @@ def _check_plan(found: Document, where: str) -> None:
         raise InvalidFile(problem, value=names, way_out=way_out)
     _check_settings(written, plan, where)
     for entry in found.plan:
-        if entry.artifact is None and found.status != "predicted" and _learns(entry):
+        learns = registry.learns(entry.name, entry.settings)
+        if learns and entry.artifact is None and found.status != "predicted":
             problem = f"{where}: {entry.name} has no artifact, which it cannot do without"
             raise InvalidFile(problem, value=entry.name, way_out=RESTORE)
-
-
-def _learns(entry: WrittenPass) -> bool:
-    return registry.get(entry.name).learns(registry.settings_of(entry.name, entry.settings))
 
 
 def _check_settings(written: Sequence[PlannedPass], plan: Plan, where: str) -> None:

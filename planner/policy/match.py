@@ -77,8 +77,7 @@ def _of_a_prediction(policy: PolicyFile, case: Case) -> Differences:
 def _unlearned(policy: PolicyFile) -> Iterator[str]:
     """Name the passes that cannot do without what a calibration on weights finds."""
     for entry in policy.plan:
-        settings = registry.settings_of(entry.name, entry.settings)
-        if entry.artifact is None and registry.get(entry.name).learns(settings):
+        if entry.artifact is None and registry.learns(entry.name, entry.settings):
             yield f"{entry.name} needs what only `planner tune` finds on these weights"
 
 

@@ -63,11 +63,11 @@ def deciding(one: Pass, case: Case, telemetry: Telemetry) -> tuple[str, Domain]:
     """
     declared = {name: domain for name, domain in domains(one.settings).items()
                 if domain.choices is None}  # fmt: skip
-    blind, seen = ({}, {}) if one.narrow is None else (
-        one.narrow(case, None), one.narrow(case, telemetry))  # fmt: skip
-    told = next((name for name in seen if name in declared and name not in blind), None)
-    name = told or ("threshold" if "threshold" in declared else next(iter(declared)))
-    return name, seen.get(name, declared[name])
+    told = one.told(case, telemetry)
+    usual = "threshold" if "threshold" in declared else next(iter(declared))
+    name = next((one for one in told if one in declared), usual)
+    narrowed = (one.narrow(case, None) if one.narrow else {}) | told
+    return name, narrowed.get(name, declared[name])
 
 
 def inert(one: Pass, case: Case, telemetry: Telemetry) -> str | None:

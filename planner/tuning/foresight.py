@@ -121,8 +121,8 @@ class Foresight:
                     for name, settings, steps in self._caches(plan)}  # fmt: skip
         ends = [
             self._ratio(plan, {name: share[end] for name, share in expected.items()})
-            for end in range(3)
-        ]
+            for end in range(3 if expected else 1)  # what is exact has one end
+        ] * (1 if expected else 3)
         if None in ends:
             return None
         usual = exp(self._correction(plan)) * self._reference

@@ -85,7 +85,7 @@ class _Seen(NamedTuple):
 
     graph: Graph
     telemetry: Telemetry
-    stands: Footing | None
+    work: Work | None
     foresight: Foresight | None
 
 
@@ -117,7 +117,7 @@ def profile(
             stands = footing(source, worker.case, root, progress)
             case = worker.case
     foresight = Foresight(stands, seconds, Recordings.of(telemetry)) if stands else None
-    seen = _Seen(graph, telemetry, stands, foresight)
+    seen = _Seen(graph, telemetry, _work(stands, plan), foresight)
     found = [_cache(one, seen, plan) for one in graph.legal if one.masks]
     caches = [one for one in graph.legal if one.family is Family.CACHING and not one.masks]
     excluded = {name: why for name, why in graph.excluded.items()
@@ -125,7 +125,7 @@ def profile(
     return Profile(
         case=case, under=str(plan), prompts=len(prompts), reference_seconds=seconds,
         telemetry=telemetry, caches=tuple(found), excluded=excluded,
-        blind={one.name: _blind(one, seen, plan) for one in caches},
+        blind={one.name: _blind(one, seen.work) for one in caches},
     )  # fmt: skip
 
 
@@ -185,18 +185,19 @@ def _changes(one: Pass, telemetry: Telemetry) -> tuple[float, float, float] | No
     return low, middle, high
 
 
-def _work(seen: _Seen, plan: Plan) -> Work | None:
+def _work(stands: Footing | None, plan: Plan) -> Work | None:
     """Return what a call under the plan computes, where it is known."""
-    work = seen.stands.work if seen.stands else None
-    for entry in plan.passes if work else ():
-        assert work is not None
+    if stands is None:
+        return None
+    work = stands.work
+    for entry in plan.passes:
         work = registry.get(entry.name).effect(work, entry.parsed(), None)
     return work
 
 
-def _blind(one: Pass, seen: _Seen, plan: Plan) -> str:
+def _blind(one: Pass, before: Work | None) -> str:
     """Say what the effect of a cache at its defaults is, since no recording tells of it."""
-    before, said = _work(seen, plan), "what it reuses is not simulated"
+    said = "what it reuses is not simulated"
     if before is None:
         return said
     share = one.effect(before, one.settings(), None).flops / before.flops
@@ -204,7 +205,7 @@ def _blind(one: Pass, seen: _Seen, plan: Plan) -> str:
 
 
 def _point(one: Pass, setting: str, value: float, seen: _Seen, plan: Plan) -> Point | None:
-    done = simulate(one.name, {setting: value}, seen.telemetry, _work(seen, plan))
+    done = simulate(one.name, {setting: value}, seen.telemetry, seen.work)
     if done is None:
         return None
     whole = Plan.of([*plan.passes, *Plan.of({one.name: {setting: value}}).passes])

@@ -11,11 +11,19 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from planner.case.telemetry import Telemetry, Under
+from planner.case.noun import Noun
+from planner.case.telemetry import Telemetry
 from planner.passes import registry
 from planner.passes.base import Fidelity
 from planner.plans.plan import BASELINE, Plan
 from planner.policy.atomic import replace
+
+
+class Under(Noun):
+    """Telemetry of calls with the passes of a plan on."""
+
+    plan: Plan
+    telemetry: Telemetry
 
 
 class Recordings:
@@ -23,7 +31,7 @@ class Recordings:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder, self.broken = folder, list[Path]()
-        self._known: dict[str, Telemetry] = {}
+        self._known: dict[Plan, Telemetry] = {}
         for path in sorted(folder.glob("telemetry-*.json")) if folder else ():
             try:
                 one = Under.model_validate_json(path.read_bytes())
@@ -42,29 +50,23 @@ class Recordings:
     @property
     def untouched(self) -> Telemetry | None:
         """Return what the untouched call showed."""
-        return self._known.get(_key(BASELINE))
+        return self._known.get(BASELINE)
 
     def keep(self, prefix: Plan, telemetry: Telemetry) -> None:
         """Keep what calls under a prefix showed; a later recording of it replaces an earlier."""
-        key = _key(prefix)
-        self._known[key] = telemetry
+        plan = _material(prefix)
+        self._known[plan] = telemetry
         if self._folder is not None:
-            name = f"telemetry-{_material(prefix).digest()[:16]}.json"
-            content = Under(plan=key, telemetry=telemetry).model_dump_json()
+            name = f"telemetry-{plan.digest()[:16]}.json"
+            content = Under(plan=plan, telemetry=telemetry).model_dump_json()
             replace(self._folder / name, content.encode())
 
     def before(self, plan: Plan, name: str) -> Telemetry | None:
         """Return what a pass of the plan would see, else what it would see untouched."""
-        return self._known.get(_key(plan.before(name)), self.untouched)
+        return self._known.get(_material(plan.before(name)), self.untouched)
 
 
 def _material(prefix: Plan) -> Plan:
     """Return the passes that change what a call computes: exact ones do not."""
-    exact = [name for name in prefix.names if registry.get(name).fidelity is Fidelity.EXACT]
-    for name in exact:
-        prefix = prefix.without(name)
-    return prefix
-
-
-def _key(prefix: Plan) -> str:
-    return str(_material(prefix))
+    return Plan(passes=tuple(one for one in prefix.passes
+                             if registry.get(one.name).fidelity is not Fidelity.EXACT))  # fmt: skip

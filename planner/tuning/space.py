@@ -142,9 +142,9 @@ def _repair(plan: Plan, graph: Graph) -> Plan:
 def uninformative(graph: Graph, narrowing: Narrowing, telemetry: Telemetry) -> list[str]:
     """Return one sentence for every asked value or end that lies where it changes nothing."""
     said = []
-    for one in graph.legal:
-        found = _informative(one, graph.case, telemetry)
-        for setting, limits in narrowing.get(one.name, {}).items():
+    for one in (one for one in graph.legal if one.name in narrowing):
+        found = one.told(graph.case, telemetry)
+        for setting, limits in narrowing[one.name].items():
             known, asked = found.get(setting), _asked(limits)
             if known is None or all(_inside(value, known) for value in asked):
                 continue
@@ -166,15 +166,6 @@ def _inside(value: float, known: Domain) -> bool:
     return low * (1 - _EXACT) <= value <= high * (1 + _EXACT)
 
 
-def _informative(one: Pass, case: Case, telemetry: Telemetry | None) -> Space:
-    """Return the ranges that telemetry gives to a pass's settings."""
-    if one.narrow is None or telemetry is None:
-        return {}
-    blind = one.narrow(case, None)
-    return {setting: domain for setting, domain in one.narrow(case, telemetry).items()
-            if setting not in blind and domain.choices is None}  # fmt: skip
-
-
 def _domains(
     one: Pass, case: Case, narrowing: Mapping[str, Mapping[str, Any]],
     telemetry: Telemetry | None,
@@ -182,7 +173,7 @@ def _domains(
     found = domains(one.settings)
     if one.narrow is not None:
         found |= one.narrow(case, telemetry)
-    known = _informative(one, case, telemetry)
+    known = one.told(case, telemetry) if telemetry and narrowing else {}
     asked = _narrowed(one, found, narrowing)
     return asked | {name: _overlap(asked[name], limits) for name, limits in known.items()
                     if name in narrowing}  # fmt: skip

@@ -31,7 +31,7 @@ from planner.hooks.reuse import (
     skipping_forwards,
     steps_of,
 )
-from planner.hooks.whole import Output, Run, Whole, latents_of, tensors_of
+from planner.hooks.whole import Output, Run, Whole, form_of, latents_of, tensors_of
 from planner.passes.base import (
     Context,
     Domain,
@@ -115,7 +115,6 @@ class _Branch:
     def __init__(self) -> None:
         self.steps: dict[int, _Kept] = {}
         self.added: list[Any] = []
-        self.form: list[Any] = []
         self.packing: Output | None = None
 
     def latents(self, now: int, before: int) -> float:
@@ -128,13 +127,7 @@ class _Branch:
         return _apart(self.steps[step].output or [], None)
 
     def keep(self, step: int, kept: _Kept) -> None:
-        """Keep a step, and forget all but the one before and the last two computed ones.
-
-        Of latents of another form (guidance is switched off in a batch) nothing fits any more.
-        """
-        form = [one.shape for one in kept.latents]
-        if form != self.form:
-            self.steps, self.packing, self.form = {}, None, form
+        """Keep a step, and forget all but the one before and the last two computed ones."""
         self.steps[step] = kept
         ran = [one for one, seen in sorted(self.steps.items()) if seen.output is not None]
         wanted = {step - 1, step, *ran[-2:]}
@@ -170,7 +163,7 @@ class _EasyCache:
         """Return latents plus what was last added to them, or run the denoiser."""
         if not self._clock.running:  # nobody says where a call begins: nothing is safe to reuse
             return run(*args, **kwargs)
-        step, state = self._clock.step, self._branches[branch]
+        step, state = self._clock.step, self._branches.of(branch, form_of(args, kwargs))
         latents = tensors_of(latents_of(args, kwargs))
         state.keep(step, _Kept(latents, None))
         self._leader = self._leader or branch

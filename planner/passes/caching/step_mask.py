@@ -34,7 +34,7 @@ from planner.case.telemetry import Telemetry, group_residual
 from planner.case.work import Phase, Work
 from planner.case.workload import Workload
 from planner.errors import TrialFailed
-from planner.hooks.geometry import Matrix, best_masks, error_of, errors, gram
+from planner.hooks.geometry import Matrix, best_masks, error_of, forecast_errors, gram, weighed
 from planner.hooks.groups import skipping_groups_of
 from planner.hooks.masks import BETWEEN, computed_in, is_mask, moved, stretched
 from planner.hooks.reuse import (
@@ -134,10 +134,7 @@ def _key(settings: StepMaskSettings) -> str:
 
 
 def chosen(artifact: Artifact, settings: StepMaskSettings) -> str:
-    """Return the mask with the wanted number of steps, else the one whose number is nearest.
-
-    Raises `TrialFailed` where the artifact was made for other settings.
-    """
+    """Return the mask whose steps are nearest in number. Raises `TrialFailed` without any."""
     masks: dict[str, list[str]] = artifact.get("masks", {})
     known = masks.get(_key(settings), [])
     if not known:
@@ -163,27 +160,31 @@ def calibrate(
     """
     seen = reference.telemetry()
     found = {}
-    for tensor, order, early in product(TENSORS, ORDERS, {*EARLY, settings.early}):
-        asked = StepMaskSettings(tensor=tensor, order=order, early=early)
-        best = best_masks(errors_of(seen, asked))
-        if best:
-            found[_key(asked)] = [best[steps] for steps in range(
-                min(_FEWEST, seen.steps), seen.steps)]  # fmt: skip
+    for tensor, order in product(TENSORS, ORDERS):
+        asked = StepMaskSettings(tensor=tensor, order=order)
+        unweighed = _forecast_errors(seen, asked)  # the same whatever counts more
+        for early in {*EARLY, settings.early} if unweighed else ():
+            best = best_masks([weighed(one, seen.places, early) for one in unweighed])
+            key = _key(asked.model_copy(update={"early": early}))
+            found[key] = [best[one] for one in range(min(_FEWEST, seen.steps), seen.steps)]
     return {"masks": found}
 
 
 def errors_of(telemetry: Telemetry, settings: StepMaskSettings) -> list[Matrix]:
-    """Return how far off each forecast of the recorded calls would be: see `hooks.geometry`.
+    """Return how far off each forecast of the recorded calls would be: see `hooks.geometry`."""
+    found = _forecast_errors(telemetry, settings)
+    return [weighed(one, telemetry.places, settings.early) for one in found]
 
-    One matrix, or one a group of blocks; none where the denoiser did not show what is forecast.
-    """
+
+def _forecast_errors(telemetry: Telemetry, settings: StepMaskSettings) -> list[Matrix]:
+    """Return one matrix, or one a group of blocks; none where what is forecast was not shown."""
     names = map(group_residual, count()) if settings.tensor == "groups" else [settings.tensor]
     found = []
     for name in names:
         grams = [gram(series) for run in telemetry.series(name) for series in run.values()]
         if not grams:
             break
-        found.append(errors(grams, telemetry.places, settings.order, settings.early))
+        found.append(forecast_errors(grams, telemetry.places, settings.order))
     return found
 
 

@@ -135,27 +135,36 @@ def calibrated(
     rig: Rig, plan: Plan, entry: PlannedPass, known: Learned, prompts: tuple[Prompt, ...]
 ) -> Artifact:
     """Let one pass learn with all earlier passes on, as in a trial."""
-    calibrate, clock = registry.get(entry.name).calibrate, StepClock()
+    calibrate = registry.get(entry.name).calibrate
     assert calibrate is not None
-    context = Context(
-        case=rig.case, clock=clock, plan=tuple((p.name, p.parsed()) for p in plan.passes),
-        memo=rig.memo.setdefault(entry.name, {}),
-    )  # fmt: skip
+    with reference_calls(rig, plan.before(entry.name), known, prompts) as (calls, clock):
+        context = Context(
+            case=rig.case, clock=clock, plan=tuple((p.name, p.parsed()) for p in plan.passes),
+            memo=rig.memo.setdefault(entry.name, {}),
+        )  # fmt: skip
+        artifact = calibrate(rig.pipeline, entry.parsed(), context, calls)
+    return dict(json.loads(json.dumps(artifact, allow_nan=False)))
+
+
+@contextmanager
+def reference_calls(
+    rig: Rig, prefix: Plan, known: Learned, prompts: tuple[Prompt, ...]
+) -> Iterator[tuple[ReferenceCalls, StepClock]]:
+    """Give calls of the prompts under a plan, with their clock, inside the block."""
+    clock = StepClock()
 
     def render() -> None:
         for prompt in prompts:
             with clock.call():
                 rig.call(prompt, {})
 
-    key = (plan.before(entry.name), prompts)
-    with put_on(rig.pipeline, plan.before(entry.name), rig.case, known, rig.memo):
+    key = (prefix, prompts)
+    with put_on(rig.pipeline, prefix, rig.case, known, rig.memo):
         detach = clock.attach(rig.pipeline.scheduler)
         try:
-            calls = ReferenceCalls(rig.pipeline, clock, render, rig.case, rig.recorded, key)
-            artifact = calibrate(rig.pipeline, entry.parsed(), context, calls)
+            yield ReferenceCalls(rig.pipeline, clock, render, rig.case, rig.recorded, key), clock
         finally:
             detach()
-    return dict(json.loads(json.dumps(artifact, allow_nan=False)))
 
 
 def _kept(plan: Plan, learned: Learned) -> Learned:
